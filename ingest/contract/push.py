@@ -1,0 +1,163 @@
+"""One push of the platform and its division into reports.
+
+Splitting is a pure function of the body, repeated when the spool is forwarded, so that a better parser can split anew
+what an older one kept. Rules: docs/contract.md sections 3, 5 and 6.
+"""
+
+import re
+from enum import StrEnum
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+import orjson
+
+from ingest.contract.report import Reason, RejectedError, Report, decode_report, read_report
+
+DEPTH_MAX = 64
+"""Containers inside one another in a body, its own object included."""
+
+
+class Route(StrEnum):
+    """The kind of callback. The value is the `ce_source`, whatever path is configured."""
+
+    BATCH = "/batchReport"
+    SINGLE = "/report"
+
+
+class Push(msgspec.Struct, frozen=True, gc=False):
+    """One request body as it was received.
+
+    Attributes:
+        received_ms: when the receiver had the whole body, epoch milliseconds.
+        route: which callback it came by.
+        reports: how many reports it counts as: its elements, or 1 for a body that cannot be split.
+        body: the bytes, untouched.
+    """
+
+    received_ms: int
+    route: Route
+    reports: int
+    body: bytes
+
+
+class Element(NamedTuple):
+    """One report of a push: its bytes, and either what they say or why they cannot be used."""
+
+    value: bytes
+    report: Report | None
+    rejected: RejectedError | None
+
+
+class _Body(msgspec.Struct):
+    """Of repeated members the last counts: a raw member takes whatever comes, the list is read afterwards."""
+
+    statusReportList: msgspec.Raw  # noqa: N815 - the name on the wire
+
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BRACKET = re.compile(rb"[\[\]{}]")
+_body = msgspec.json.Decoder(_Body)
+_list = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def count_reports(route: Route, body: bytes, *, reports_max: int) -> int:
+    """How many elements a body holds, without reading them: what the receiver must know before it answers.
+
+    Returns:
+        The number of elements of a batch (0 is possible), 1 for a form with a usable report.
+
+    Raises:
+        RejectedError: the body is refused whole (answer 400), and is one dead letter.
+    """
+    if route is Route.SINGLE:
+        _read_form(body)
+        return 1
+    return len(_elements(body, reports_max))
+
+
+def split(route: Route, body: bytes, *, reports_max: int, counted: int | None = None) -> list[Element]:
+    """Divide a body into its reports, each with its verdict.
+
+    Args:
+        route: which callback it came by.
+        body: the bytes as received.
+        reports_max: the most elements of a batch; replay passes a number that nothing reaches.
+        counted: the number of elements that were counted when the push was accepted. A body of exactly so many
+            elements is not too many, even if the limit was lowered since.
+
+    Raises:
+        RejectedError: the body is refused whole and is one dead letter.
+    """
+    if route is Route.SINGLE:
+        value, report = _read_form(body)
+        return [Element(value, report, None)]
+    elements = _elements(body, reports_max if counted is None else max(reports_max, counted))
+    raw = _list.decode(_body.decode(body).statusReportList)
+    return [_judge(bytes(value), element) for value, element in zip(raw, elements, strict=True)]
+
+
+def read_element(value: bytes) -> Element:
+    """Judge the bytes of one element of a batch, as a replayed dead letter holds them."""
+    try:
+        return Element(value, decode_report(value), None)
+    except RejectedError as error:
+        return Element(value, None, error)
+
+
+def _judge(value: bytes, element: object) -> Element:
+    try:
+        return Element(value, read_report(element), None)
+    except RejectedError as error:
+        return Element(value, None, error)
+
+
+def _elements(body: bytes, reports_max: int) -> list[object]:
+    try:
+        decoded = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise RejectedError(Reason.NOT_JSON, "The body is not JSON.") from None
+    if type(decoded) is not dict:
+        raise RejectedError(Reason.NOT_AN_OBJECT, "The body is not a JSON object.")
+    elements = decoded.get("statusReportList")
+    if type(elements) is not list:
+        raise RejectedError(Reason.BAD_FIELD, "The body has no list statusReportList.")
+    if _deeper_than(body, elements):
+        raise RejectedError(Reason.NOT_JSON, f"The body is nested deeper than {DEPTH_MAX}.")
+    if len(elements) > reports_max:
+        raise RejectedError(Reason.TOO_MANY_REPORTS, f"The body has more than {reports_max} reports.")
+    return elements
+
+
+def _deeper_than(body: bytes, elements: list[object]) -> bool:
+    """Whether a body that is valid JSON is nested deeper than `DEPTH_MAX`.
+
+    The bytes decide, not the decoded value: that has lost the repeated members. They are only walked where counting
+    brackets leaves it open.
+    """
+    openers = body.count(b"{") + body.count(b"[")
+    if openers <= DEPTH_MAX:
+        return False
+    # Elements stand beside each other: all but one of their own brackets add nothing to the depth.
+    beside = sum(type(element) is dict or type(element) is list for element in elements)
+    if openers - beside + 1 <= DEPTH_MAX:
+        return False
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", body)):
+        depth += 1 if bracket in b"{[" else -1
+        if depth > DEPTH_MAX:
+            return True
+    return False
+
+
+def _read_form(body: bytes) -> tuple[bytes, Report]:
+    """The JSON value that stands for a form, and the report in it."""
+    fields: dict[str, str] = {}
+    try:
+        for pair in body.split(b"&"):
+            if pair:
+                name, _, value = pair.replace(b"+", b" ").partition(b"=")
+                fields[unquote_to_bytes(name).decode()] = unquote_to_bytes(value).decode()
+    except UnicodeDecodeError:
+        raise RejectedError(Reason.NOT_A_FORM, "The form is not UTF-8.") from None
+    return orjson.dumps(fields), read_report(fields)

@@ -1,0 +1,3 @@
+"""The version of the product, as dead letters and logs state it."""
+
+VERSION = "0.1.0"

@@ -1,0 +1,178 @@
+"""What is a usable report (contract.md section 5), and its identity (section 6)."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from ingest.contract.identity import report_id
+from ingest.contract.push import Route, count_reports, split
+from ingest.contract.report import Reason, RejectedError, decode_report, read_report
+
+EXAMPLE = Path(__file__).parents[1] / "data" / "batch_example.json"
+
+
+def a_report(**fields: Any) -> dict[str, Any]:
+    """The smallest usable report, with fields over it."""
+    return {"smsMsgId": "m1", "status": "DELIVRD"} | fields
+
+
+def test_the_platforms_example_has_the_published_identities() -> None:
+    """The two reports of the platform's example have the ce_ids of the contract."""
+    elements = split(Route.BATCH, EXAMPLE.read_bytes(), reports_max=1000)
+
+    ids = [report_id(element.report) for element in elements if element.report]
+    assert ids == ["2d422abdf28023a4116672c7", "631ec23a01412c5fbae9ebe5"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"smsMsgId": None}, Reason.MISSING_ID),
+        ({"smsMsgId": ""}, Reason.MISSING_ID),
+        ({"smsMsgId": 7}, Reason.BAD_ID),
+        ({"smsMsgId": "x" * 51}, Reason.BAD_ID),
+        ({"smsMsgId": "a\x1fb"}, Reason.BAD_ID),
+        ({"smsMsgId": "a\x7f"}, Reason.BAD_ID),
+        ({"status": ""}, Reason.MISSING_STATUS),
+        ({"status": "x" * 65}, Reason.BAD_STATUS),
+        ({"status": True}, Reason.BAD_STATUS),
+        ({"status": 1.5}, Reason.BAD_STATUS),
+        ({"status": "a\nb"}, Reason.BAD_STATUS),
+        ({"sequence": 0}, Reason.BAD_SEQUENCE),
+        ({"sequence": "00"}, Reason.BAD_SEQUENCE),
+        ({"sequence": "100"}, Reason.BAD_SEQUENCE),
+        ({"sequence": 1.0}, Reason.BAD_SEQUENCE),
+        ({"sequence": True}, Reason.BAD_SEQUENCE),
+        ({"sequence": "\u0663"}, Reason.BAD_SEQUENCE),
+        ({"sequence": "1\n"}, Reason.BAD_SEQUENCE),
+        ({"sequence": 3, "total": 2}, Reason.BAD_SEQUENCE),
+        ({"total": "x"}, Reason.BAD_SEQUENCE),
+        ({"source": []}, Reason.BAD_FIELD),
+        ({"source": "x" * 65}, Reason.BAD_FIELD),
+        ({"updateTime": "a%00b"}, Reason.BAD_FIELD),
+        ({"orgCode": "a\tb"}, Reason.BAD_FIELD),
+        ({"to": {}}, Reason.BAD_FIELD),
+        ({"extend": "x" * 1025}, Reason.BAD_FIELD),
+        ({"smsMsgId": 7, "status": None, "sequence": 0}, Reason.BAD_ID),
+    ],
+)
+def test_an_unusable_report_is_named_by_the_first_reason_that_applies(fields: dict[str, Any], reason: Reason) -> None:
+    """Reasons apply in the order of the contract, and a detail never quotes the input."""
+    with pytest.raises(RejectedError) as caught:
+        read_report(a_report(**fields))
+
+    assert caught.value.reason is reason
+    assert len(caught.value.detail) <= 200
+
+
+def test_integers_stand_for_their_text_and_null_for_absence() -> None:
+    """A platform that sends numbers or null where it documents strings is understood."""
+    report = read_report(
+        a_report(status=0, source=2, sequence=None, total="03", updateTime=None, orgCode="", to=86135, extend=None)
+    )
+
+    assert (report.status, report.source, report.to, report.extend) == ("0", "2", "86135", "")
+    assert (report.sequence, report.total, report.update_time, report.org_code) == (1, 3, "", "")
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1])
+def test_an_integer_beyond_64_bits_is_unusable(number: int) -> None:
+    """Nobody downstream could hold it."""
+    with pytest.raises(RejectedError, match="bad-field"):
+        decode_report(b'{"smsMsgId":"m","status":"S","source":%d}' % number)
+
+
+def test_update_time_is_decoded_once() -> None:
+    """`%3A` and `%3a` are colons; a doubly encoded one is decoded once."""
+    assert read_report(a_report(updateTime="07%3A26%3a00%253A")).update_time == "07:26:00%3A"
+
+
+def test_identity_ignores_how_a_number_was_written() -> None:
+    """Total and sequence default to 1, with or without leading zeros."""
+    written = [a_report(), a_report(total=1, sequence="01"), a_report(total="1", to="+86", extend="x")]
+
+    assert len({report_id(read_report(fields)) for fields in written}) == 1
+
+
+def test_a_batch_keeps_the_bytes_of_each_report() -> None:
+    """Spaces, order and unknown fields survive; of a repeated list the last counts."""
+    body = b'{"x":[[]],"statusReportList":7,"statusReportList":[ {"a" : 1} ,\n{"smsMsgId":"m", "status":"S"},3 ]}'
+
+    elements = split(Route.BATCH, body, reports_max=10)
+
+    assert [element.value for element in elements] == [b'{"a" : 1}', b'{"smsMsgId":"m", "status":"S"}', b"3"]
+    reasons = [element.rejected.reason if element.rejected else None for element in elements]
+    assert reasons == [Reason.MISSING_ID, None, Reason.NOT_AN_OBJECT]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", Reason.NOT_JSON),
+        (b"\xef\xbb\xbf{}", Reason.NOT_JSON),
+        (b'{"statusReportList":[]}x', Reason.NOT_JSON),
+        (b'{"statusReportList":["\\ud800"]}', Reason.NOT_JSON),
+        (b'{"statusReportList":["\xff"]}', Reason.NOT_JSON),
+        (b"[]", Reason.NOT_AN_OBJECT),
+        (b"{}", Reason.BAD_FIELD),
+        (b'{"statusReportList":{}}', Reason.BAD_FIELD),
+        (b'{"statusReportList":[1,2,3]}', Reason.TOO_MANY_REPORTS),
+        (b'{"statusReportList":[' + b"[" * 63 + b"]" * 63 + b"]}", Reason.NOT_JSON),
+        (b'{"x":' + b"[" * 70 + b"]" * 70 + b',"x":1,"statusReportList":[]}', Reason.NOT_JSON),
+    ],
+)
+def test_a_body_that_cannot_be_split_is_refused_whole(body: bytes, reason: Reason) -> None:
+    """It is answered 400 and kept as one dead letter."""
+    with pytest.raises(RejectedError) as counted:
+        count_reports(Route.BATCH, body, reports_max=2)
+    with pytest.raises(RejectedError) as splitted:
+        split(Route.BATCH, body, reports_max=2)
+
+    assert counted.value.reason is splitted.value.reason is reason
+
+
+@pytest.mark.parametrize("elements", [[b"[" * 62 + b"]" * 62], [b'{"extend":"' + b"[" * 99 + b'"}'], [b"{}"] * 99])
+def test_a_body_at_the_depth_limit_is_taken(elements: list[bytes]) -> None:
+    """64 levels are allowed, brackets in texts and beside each other do not count."""
+    body = b'{"statusReportList":[' + b",".join(elements) + b"]}"
+
+    assert count_reports(Route.BATCH, body, reports_max=1000) == len(elements)
+
+
+def test_a_limit_lowered_since_does_not_refuse_what_was_answered() -> None:
+    """A body of exactly the elements that were counted is never too many."""
+    body = b'{"statusReportList":[1,2,3]}'
+
+    assert len(split(Route.BATCH, body, reports_max=2, counted=3)) == 3
+
+
+def test_a_form_becomes_compact_json_in_the_order_received() -> None:
+    """Of repeated names the last value counts at the first place; percent signs without digits stay."""
+    body = b"status=DELIVRD&to=%2B86+1&smsMsgId=a&smsMsgId=m%C3%A9&flag&x=%zz=1"
+
+    (element,) = split(Route.SINGLE, body, reports_max=10)
+
+    assert element.value == '{"status":"DELIVRD","to":"+86 1","smsMsgId":"mé","flag":"","x":"%zz=1"}'.encode()
+    assert element.report is not None
+    assert element.report.to == "+86 1"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [(b"a=%ff", Reason.NOT_A_FORM), (b"", Reason.MISSING_ID), (b"smsMsgId=m", Reason.MISSING_STATUS)],
+)
+def test_a_form_without_a_usable_report_is_refused_whole(body: bytes, reason: Reason) -> None:
+    """There is nothing in it to publish."""
+    with pytest.raises(RejectedError) as caught:
+        count_reports(Route.SINGLE, body, reports_max=10)
+
+    assert caught.value.reason is reason
+
+
+def test_the_form_and_the_batch_say_the_same() -> None:
+    """A report has one meaning, however it came."""
+    (form,) = split(Route.SINGLE, b"smsMsgId=m&status=S&sequence=2&total=3", reports_max=1)
+
+    assert form.report == decode_report(orjson.dumps({"smsMsgId": "m", "status": "S", "sequence": 2, "total": 3}))
