@@ -1,0 +1,155 @@
+"""Sends a plan over HTTP: many connections, open loop at a rate or flat out, every push until it is taken."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Protocol
+
+import aiohttp
+
+from ingest.contract.push import Route
+from ingest.runtime.backoff import Backoff
+from ingest.simulator.plan import PlannedPush
+from ingest.simulator.signing import signed_headers
+
+ANSWER_TIMEOUT_S = 30.0
+"""The longest wait for one answer; then the push is sent again."""
+RETRY_FIRST_S, RETRY_MOST_S = 0.05, 2.0
+
+_TAKEN = {HTTPStatus.OK, HTTPStatus.BAD_REQUEST}
+_CONTENT_TYPES = {
+    Route.BATCH: "application/JSON;charset=UTF-8",
+    Route.SINGLE: "application/x-www-form-urlencoded",
+}
+
+
+class Progress(Protocol):
+    """Is told of every push that was taken."""
+
+    def __call__(self, reports: int) -> None:
+        """Take the number of reports that were answered just now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where and how to send.
+
+    Attributes:
+        url: scheme, host and port.
+        paths: the path of each route.
+        connections: the most connections at once.
+        rate: reports per second, 0 for as fast as possible.
+        key: access key and secret key to sign with, or None.
+    """
+
+    url: str
+    paths: dict[Route, str]
+    connections: int
+    rate: float
+    key: tuple[str, str] | None
+
+
+@dataclass(slots=True)
+class Sent:
+    """What happened.
+
+    Attributes:
+        answers: HTTP statuses and `no answer`, each with its number.
+        latencies_s: of the taken pushes, from the moment they were due; bounded by their number.
+    """
+
+    pushes: int = 0
+    reports: int = 0
+    resent: int = 0
+    seconds: float = 0.0
+    answers: Counter[str] = field(default_factory=Counter)
+    latencies_s: list[float] = field(default_factory=list)
+
+    def latency_ms(self, quantile: float) -> float:
+        """A quantile of the latency, 0 to 1; 0.0 where nothing was sent."""
+        ordered = sorted(self.latencies_s)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * quantile))] * 1000 if ordered else 0.0
+
+
+async def send(pushes: Iterable[PlannedPush], target: Target, stop: asyncio.Event, progress: Progress) -> Sent:
+    """Send every push until it is answered 200 or 400; ends early when `stop` is set.
+
+    With a rate the schedule does not wait for answers, up to `connections` pushes in flight; latency then counts from
+    the moment a push was due, so that a receiver that stalls is not flattered.
+    """
+    sent = Sent()
+    began = time.monotonic()
+    source = iter(pushes)
+    due = began
+    timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
+    connector = aiohttp.TCPConnector(limit=target.connections)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
+
+        async def connection() -> None:
+            nonlocal due
+            for push in source:
+                at = due if target.rate else time.monotonic()
+                if target.rate:
+                    due += push.reports / target.rate
+                    if at > time.monotonic() and await _stopped_within(stop, at - time.monotonic()):
+                        return
+                await _until_taken(session, push, target, sent, stop)
+                if stop.is_set():
+                    return
+                sent.latencies_s.append(time.monotonic() - at)
+                progress(push.reports)
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(target.connections):
+                tasks.create_task(connection())
+    sent.seconds = time.monotonic() - began
+    return sent
+
+
+async def _until_taken(
+    session: aiohttp.ClientSession, push: PlannedPush, target: Target, sent: Sent, stop: asyncio.Event
+) -> None:
+    backoff = Backoff(RETRY_FIRST_S, RETRY_MOST_S)
+    while not stop.is_set():
+        try:
+            async with session.post(
+                target.url + target.paths[push.route], data=push.body, headers=_headers(push, target)
+            ) as response:
+                await response.read()
+                sent.answers[str(response.status)] += 1
+                if response.status in _TAKEN:
+                    sent.pushes += 1
+                    sent.reports += push.reports
+                    return
+        except (aiohttp.ClientError, TimeoutError):
+            sent.answers["no answer"] += 1
+        sent.resent += 1
+        await _stopped_within(stop, backoff.next())
+
+
+def _headers(push: PlannedPush, target: Target) -> dict[str, str]:
+    content_type = _CONTENT_TYPES[push.route]
+    if target.key is None:
+        return {"Content-Type": content_type}
+    access_key, secret_key = target.key
+    return signed_headers(
+        access_key,
+        secret_key,
+        path=target.paths[push.route],
+        host=target.url.partition("://")[2],
+        content_type=content_type,
+        body=push.body,
+        now=datetime.now(UTC),
+    )
+
+
+async def _stopped_within(stop: asyncio.Event, seconds: float) -> bool:
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
