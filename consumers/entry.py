@@ -1,9 +1,23 @@
-"""What engine and ledger hand each other: plain values, no behaviour (design.md section 4)."""
+"""What engine and ledger hand each other: plain values and errors, no behaviour (design.md section 4)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ingest.runtime.errors import UsageError
+
 DIGEST_BYTES = 16
+SEEN_AT_LIMIT_MS = 2**48
+
+
+class LedgerFormatError(UsageError):
+    """Local state or a changelog record is of a newer format: whoever starts the older release must act."""
+
+
+class LedgerDamagedError(Exception):
+    """The local state is not what was written, or the records given do not continue it.
+
+    The way on is `discard` and a restore from the changelog.
+    """
 
 
 @dataclass(frozen=True, slots=True, order=True)

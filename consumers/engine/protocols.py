@@ -1,7 +1,7 @@
 """What the engine asks of the memory of a partition. `consumers.ledger` keeps the promise, `__main__` joins the two.
 
-All calls block, on local disk only, and none of them may overlap with another one on the same ledger: `open`, `apply` of
-a restore, `discard` and `close` belong into a thread, the calls of a running cycle (at most some milliseconds) need none.
+All calls block, on local disk only. `open`, `apply` of a restore and `discard` belong into a thread; those of a running
+cycle (some milliseconds) need none. Calls on one ledger must not overlap; ledgers of different partitions are apart.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,9 @@ class Ledger(Protocol):
 
         A message past its `forget_at` may still be found: whoever decodes the payload decides. Digests may repeat.
         Meant for a whole cycle at once: the cost is per call, then well below a microsecond for each.
+
+        Raises:
+            LedgerDamagedError: the index points at something else than the entry.
         """
         ...
 
@@ -50,8 +53,8 @@ class Ledger(Protocol):
             OSError: the journal could not be written. The state is that of some cycle before, whole, `position` and
                 `next_changelog_offset()` say which: to be treated as doubt (read the changelog from there again).
             LedgerFormatError: a record is of a newer format than this release reads; nothing of it was applied.
-            LedgerGapError: an offset that does not rise, or a cycle that does not follow on the last one. The
-                records are not the continuation of this state: discard and restore.
+            LedgerDamagedError: an offset that does not rise, a cycle that does not follow on the last one, a record
+                that is none; nothing of it was applied. The records do not continue this state: discard and restore.
         """
         ...
 
@@ -71,6 +74,9 @@ class Ledger(Protocol):
                 any more; then the look begins at the first one after it.
             seen_until_ms: the partition clock less the timeout, epoch ms.
             limit: most messages to return, at least 1.
+
+        Raises:
+            LedgerDamagedError: as `lookup`.
         """
         ...
 
@@ -117,8 +123,9 @@ class LedgerStore(Protocol):
         at most `lock_wait_s`; then the ledger is an empty one in a folder of its own.
 
         Raises:
-            UsageError: the state is of a newer format, or was made for another cluster, topic, group or number of
-                partitions; says which and the way out.
+            LedgerFormatError: the state is of a newer format; says which.
+            UsageError: it was made for another number of partitions; says the way out. (State of another cluster is
+                discarded: it was never a copy of this one's changelog.)
             OSError: the disk does not serve.
         """
         ...
