@@ -1,0 +1,345 @@
+"""Apache Kafka on this machine: one KRaft node, or several as one cluster, on free ports in a folder of its own.
+
+    with LocalKafka() as kafka:
+        print(kafka.bootstrap)
+
+Nodes are numbered from 1; each is broker and controller. Topics are never made by naming them.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, Self
+
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError
+
+from deploy.local import cache
+from deploy.local.processes import LocalServiceError, PortLease, Service, answer, await_ready, port_open
+
+HEAP_MIB: Final = 256
+JAVA_LEAST: Final = 17
+START_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_S: Final = 30.0
+LOGGING: Final = Path(__file__).with_name("log4j2.yaml")
+SMALL_JVM: Final = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+"""Quick to start and small; for throughput a node wants the default collector and the full compiler."""
+
+
+class LocalKafka:
+    """A Kafka of one or more nodes; all methods block until what they say is true."""
+
+    def __init__(
+        self,
+        nodes: int = 1,
+        *,
+        folder: Path | None = None,
+        ports: Sequence[int] = (),
+        heap_mib: int = HEAP_MIB,
+        throughput: bool = False,
+        detached: bool = False,
+    ) -> None:
+        """Describe it; nothing happens before `start`.
+
+        Args:
+            nodes: how many; internal topics have replication min(nodes, 3) and need a majority of that in sync.
+            folder: where data and logs are kept and found again; default is a temporary one, removed by `stop`.
+            ports: the port that clients use, for each node; default is free ones below 32768.
+            heap_mib: heap of each node.
+            throughput: full compiler and G1 in place of a quick start.
+            detached: nodes outlive this process; needs a folder. `stop_detached` ends them.
+        """
+        if detached and folder is None:
+            raise LocalServiceError("a detached Kafka needs a folder to be found again")
+        self.nodes = range(1, nodes + 1)
+        self._own_folder = folder is None
+        self._folder = folder
+        self._wanted_ports = tuple(ports)
+        self._heap_mib = heap_mib
+        self._throughput = throughput
+        self._detached = detached
+        self._leases: list[PortLease] = []
+        self._running: dict[int, Service] = {}
+        self._frozen: set[int] = set()
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def folder(self) -> Path:
+        """Where data and logs are."""
+        if self._folder is None:
+            raise LocalServiceError("Kafka has not been started")
+        return self._folder
+
+    @property
+    def bootstrap(self) -> str:
+        """What clients are given: `host:port` of every node, joined by commas."""
+        return ",".join(f"127.0.0.1:{self._port(node)}" for node in self.nodes)
+
+    def log(self, node: int = 1) -> Path:
+        """Return the file with the output of a node."""
+        return self._home(node) / "kafka.log"
+
+    def start(self) -> str:
+        """Format what is new, start every node, wait until all know each other, and return `bootstrap`.
+
+        Raises:
+            LocalServiceError: Java or Maven is missing or too old, a wanted port is taken, or a node ends or stays silent.
+        """
+        java = java_program()
+        jars = class_path()
+        if self._own_folder:
+            self._folder = Path(tempfile.mkdtemp(prefix="dlrflow-kafka-"))
+        try:
+            self._leases = self._lease_ports()
+            self._java = [str(java), *self._jvm_options(java, jars), "-cp", jars]
+            with ThreadPoolExecutor(len(self.nodes)) as formatters:
+                list(formatters.map(self._format, self.nodes))
+            for node in self.nodes:
+                self._launch(node)
+            self.await_ready()
+        except BaseException:
+            self._detached = False
+            self.stop()
+            raise
+        return self.bootstrap
+
+    def stop(self) -> None:
+        """End every node and, if it is a temporary one, remove the folder; twice is harmless."""
+        for node in list(self._frozen):
+            self.thaw(node)
+        for service in self._running.values():
+            # A temporary folder is thrown away: nothing is gained by letting the nodes tidy it.
+            service.send(signal.SIGKILL if self._own_folder else signal.SIGTERM)
+        for service in self._running.values():
+            service.stop(signal.SIGTERM, STOP_TIMEOUT_S)
+        self._running.clear()
+        for lease in self._leases:
+            lease.release()
+        if self._own_folder and self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def running(self, node: int = 1) -> bool:
+        """Whether the process of a node exists; a frozen one does."""
+        return node in self._running and self._running[node].running()
+
+    def pid(self, node: int = 1) -> int:
+        """Return the process id of a node that was started."""
+        return self._running[node].pid
+
+    def kill(self, node: int = 1) -> None:
+        """End a node with SIGKILL; its data stays."""
+        self._frozen.discard(node)
+        self._running[node].kill()
+
+    def terminate(self, node: int = 1) -> None:
+        """End a node cleanly: it hands its partitions over first. The last one of a majority cannot and is killed."""
+        self._running[node].stop(signal.SIGTERM, STOP_TIMEOUT_S)
+
+    def freeze(self, node: int = 1) -> None:
+        """Stop a node where it stands (SIGSTOP): its connections stay open and nothing answers."""
+        self._running[node].send(signal.SIGSTOP)
+        self._frozen.add(node)
+
+    def thaw(self, node: int = 1) -> None:
+        """Let a frozen node go on."""
+        self._running[node].send(signal.SIGCONT)
+        self._frozen.discard(node)
+
+    def restart(self, node: int = 1) -> None:
+        """Start a node that has ended on its old port and data, and wait until it takes part again."""
+        if self.running(node):
+            raise LocalServiceError(f"node {node} still runs")
+        self._launch(node)
+        self.await_ready()
+
+    def heal(self) -> None:
+        """Bring back whatever was killed or frozen, and wait until all nodes know each other."""
+        for node in self.nodes:
+            if node in self._frozen:
+                self.thaw(node)
+            if not self.running(node):
+                self._launch(node)
+        self.await_ready()
+
+    def await_ready(self) -> None:
+        """Wait until every running node says that all running nodes take records.
+
+        Raises:
+            LocalServiceError: one ended, or the time is over.
+        """
+        up = {node for node in self.nodes if self.running(node) and node not in self._frozen}
+        for node in up:
+            await_ready(
+                self._running[node],
+                functools.partial(self._answers, node, up),
+                name=f"Kafka node {node}",
+                log=self.log(node),
+                timeout_s=START_TIMEOUT_S,
+            )
+
+    def _answers(self, node: int, expected: set[int]) -> bool:
+        """Ask this node for its metadata: a broker is listed in it once the controller has let it take records."""
+        port = self._port(node)
+        if not port_open(port):
+            return False
+
+        async def known() -> set[int]:
+            client = AIOKafkaClient(bootstrap_servers=f"127.0.0.1:{port}")
+            try:
+                await client.bootstrap()
+                return {broker.nodeId for broker in client.cluster.brokers()}
+            finally:
+                await client.close()
+
+        try:
+            return answer(known) >= expected
+        except KafkaError:
+            return False
+
+    def _port(self, node: int) -> int:
+        return self._leases[2 * node - 2].port
+
+    def _controller_port(self, node: int) -> int:
+        return self._leases[2 * node - 1].port
+
+    def _home(self, node: int) -> Path:
+        return self.folder / f"node-{node}"
+
+    def _lease_ports(self) -> list[PortLease]:
+        leases = []
+        for node in self.nodes:
+            if node <= len(self._wanted_ports):
+                port = self._wanted_ports[node - 1]
+                lease = PortLease.take(port)
+                if lease is None:
+                    raise LocalServiceError(f"port {port} for Kafka is in use")
+                leases.append(lease)
+            else:
+                leases.append(PortLease.any())
+            leases.append(PortLease.any())
+        return leases
+
+    def _jvm_options(self, java: Path, jars: str) -> list[str]:
+        options = [f"-Xms{self._heap_mib}m", f"-Xmx{self._heap_mib}m", "-XX:-UsePerfData", "-Xlog:disable"]
+        if self._throughput:
+            return options
+        return [*options, *SMALL_JVM]
+
+    def _format(self, node: int) -> None:
+        home = self._home(node)
+        (home / "tmp").mkdir(parents=True, exist_ok=True)
+        properties = home / "server.properties"
+        properties.write_text("".join(f"{name}={value}\n" for name, value in self._properties(node)))
+        if (home / "data" / "meta.properties").exists():
+            return
+        command = [*self._java, "kafka.tools.StorageTool", "format", "-t", self._cluster_id(), "-c", str(properties)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=home)
+        if done.returncode != 0:
+            raise LocalServiceError(f"Kafka could not format {home}: {done.stderr.strip() or done.stdout.strip()}")
+
+    def _cluster_id(self) -> str:
+        """Return the id of the cluster, made up once and kept in the folder: all nodes must have the same."""
+        digest = hashlib.blake2b(str(self.folder).encode(), digest_size=16).digest()
+        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+    def _launch(self, node: int) -> None:
+        home = self._home(node)
+        command = [
+            *self._java[:1],
+            f"-Dlog4j2.configurationFile={LOGGING}",
+            f"-Djava.io.tmpdir={home / 'tmp'}",
+            *self._java[1:],
+            "kafka.Kafka",
+            str(home / "server.properties"),
+        ]
+        service = Service.start(
+            command,
+            folder=home,
+            log=self.log(node),
+            detached=self._detached,
+            remove=self.folder if self._own_folder else None,
+        )
+        self._running[node] = service
+        if self._detached:
+            service.remember(home / "pid")
+
+    def _properties(self, node: int) -> Iterator[tuple[str, object]]:
+        """Yield the configuration of a node: small, quick to elect and to expire, deaf to anything but loopback."""
+        replication = min(len(self.nodes), 3)
+        in_sync = replication // 2 + 1
+        voters = (f"{other}@127.0.0.1:{self._controller_port(other)}" for other in self.nodes)
+        client, controller = f"127.0.0.1:{self._port(node)}", f"127.0.0.1:{self._controller_port(node)}"
+        yield "process.roles", "broker,controller"
+        yield "node.id", node
+        yield "controller.quorum.voters", ",".join(voters)
+        yield "listeners", f"PLAINTEXT://{client},CONTROLLER://{controller}"
+        yield "advertised.listeners", f"PLAINTEXT://{client}"
+        yield "controller.listener.names", "CONTROLLER"
+        yield "listener.security.protocol.map", "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT"
+        yield "log.dirs", self._home(node) / "data"
+        # A topic that is only named must not come into being with one partition.
+        yield "auto.create.topics.enable", "false"
+        yield "num.partitions", 4
+        yield "default.replication.factor", replication
+        for topic in ("offsets.topic", "transaction.state.log", "share.coordinator.state.topic"):
+            yield f"{topic}.replication.factor", replication
+            yield f"{topic}.num.partitions", 4
+        for topic in ("transaction.state.log", "share.coordinator.state.topic"):
+            yield f"{topic}.min.isr", in_sync
+        yield "group.initial.rebalance.delay.ms", 0
+        # Tests kill members, transactions and brokers; these say how soon the rest of the cluster believes it.
+        yield "group.min.session.timeout.ms", 1000
+        yield "transaction.abort.timed.out.transaction.cleanup.interval.ms", 1000
+        yield "broker.session.timeout.ms", 2000
+        yield "broker.heartbeat.interval.ms", 500
+        # The default buffer of 128 MiB does not fit a small heap.
+        yield "log.cleaner.dedupe.buffer.size", 4 << 20
+        yield "log.cleaner.threads", 1
+
+
+def stop_detached(folder: Path) -> int:
+    """Stop the nodes that a detached `LocalKafka` left running in that folder; return how many there were."""
+    found = [service for file in sorted(folder.glob("node-*/pid")) if (service := Service.recall(file)) is not None]
+    for service in found:
+        service.send(signal.SIGTERM)
+    for service in found:
+        service.stop(signal.SIGTERM, STOP_TIMEOUT_S)
+    for file in folder.glob("node-*/pid"):
+        file.unlink()
+    return len(found)
+
+
+def class_path() -> str:
+    """Return the class path of Kafka, fetched if needed; always the same text, as class-data archives ask for."""
+    return os.pathsep.join(str(jar) for jar in sorted(cache.fetched("kafka").glob("*.jar")))
+
+
+def java_program() -> Path:
+    """Find Java 17 or newer: `JAVA_HOME`, else the PATH.
+
+    Raises:
+        LocalServiceError: there is none, or it is too old.
+    """
+    home = os.environ.get("JAVA_HOME")
+    found = shutil.which("java", path=f"{home}/bin" if home else None)
+    if found is None:
+        raise LocalServiceError("Java 17 or newer is needed to run Kafka here: install it, or name a running Kafka")
+    java = Path(found).resolve()
+    return java
