@@ -1,1 +1,50 @@
-"""Settings."""
+"""The settings of each command of `python -m consumers`."""
+
+from ingest.contract.settings import (
+    AdminSettings,
+    AllTopicsSettings,
+    AssemblySettings,
+    DestinationSettings,
+    KafkaSettings,
+    LogSettings,
+    ShutdownSettings,
+    SinkGroupSettings,
+    TopicNameSettings,
+    WindowSettings,
+)
+from ingest.runtime.settings import Settings
+
+
+class AssembleSettings(
+    AssemblySettings, KafkaSettings, AllTopicsSettings, AdminSettings, ShutdownSettings, LogSettings, Settings
+):
+    """What `assemble` uses."""
+
+
+class SinkSettings(
+    SinkGroupSettings,
+    DestinationSettings,
+    KafkaSettings,
+    TopicNameSettings,
+    AdminSettings,
+    ShutdownSettings,
+    LogSettings,
+    Settings,
+):
+    """What `sink` uses."""
+
+    def group_of(self, kind: str) -> str:
+        """The consumer group of the sink of this kind (`postgres`, `sqlite` or `jsonl`)."""
+        return self.sink_group_id or f"dlrflow-sink-{kind}"
+
+
+class DeadLettersSettings(DestinationSettings, KafkaSettings, TopicNameSettings, LogSettings, Settings):
+    """What `dead-letters` uses."""
+
+
+class AuditSettings(DestinationSettings, KafkaSettings, TopicNameSettings, WindowSettings, LogSettings, Settings):
+    """What `audit` uses."""
+
+
+class ConsumersSettings(AssembleSettings, SinkSettings):
+    """What any command of the package uses, for `config`."""

@@ -1,1 +1,58 @@
-"""Settings."""
+"""The settings of each command of `python -m ingest`."""
+
+from ingest.contract.settings import (
+    AckSettings,
+    AdminSettings,
+    AllTopicsSettings,
+    AuthSettings,
+    KafkaSettings,
+    ListenSettings,
+    LogSettings,
+    NetworkSettings,
+    PathSettings,
+    PushSettings,
+    ShutdownSettings,
+    SpoolSettings,
+    TlsSettings,
+    TopicNameSettings,
+    WorkerSettings,
+)
+from ingest.runtime.settings import Settings
+
+
+class ReceiveSettings(
+    ListenSettings,
+    PathSettings,
+    WorkerSettings,
+    PushSettings,
+    SpoolSettings,
+    AckSettings,
+    AuthSettings,
+    NetworkSettings,
+    TlsSettings,
+    KafkaSettings,
+    TopicNameSettings,
+    AdminSettings,
+    ShutdownSettings,
+    LogSettings,
+    Settings,
+):
+    """What `receive` uses."""
+
+
+class DrainSettings(
+    SpoolSettings, PushSettings, KafkaSettings, TopicNameSettings, ShutdownSettings, LogSettings, Settings
+):
+    """What `drain` uses."""
+
+
+class SimulateSettings(PathSettings, LogSettings, Settings):
+    """What `simulate` uses besides its own options."""
+
+
+class TopicsSettings(KafkaSettings, AllTopicsSettings, LogSettings, Settings):
+    """What `topics` uses."""
+
+
+class IngestSettings(ReceiveSettings, TopicsSettings):
+    """What any command of the package uses, for `config`."""

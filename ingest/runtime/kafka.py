@@ -1,0 +1,238 @@
+"""What all Kafka clients share: how to reach the brokers, and the administration of topics.
+
+A client that names a topic which does not exist can create it with the broker's defaults. `TopicAdmin` therefore never
+asks for a topic by name: it lists all of them, and describes the configuration of those that it saw.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import structlog
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from pydantic import SecretStr
+
+from ingest.runtime.backoff import Backoff
+from ingest.runtime.clock import Clock, SystemClock
+from ingest.runtime.errors import ServiceAwayError, UsageError
+
+log = structlog.get_logger(__name__)
+
+START_PATIENCE_S = 30.0
+_RETRY_FIRST_S = 0.2
+_RETRY_MOST_S = 2.0
+_REQUEST_TIMEOUT_MS = 10_000
+_CLOSE_S = 2.0
+
+
+class KafkaLogin(Protocol):
+    """The settings that say where the brokers are and how to log in."""
+
+    @property
+    def kafka_bootstrap_servers(self) -> str: ...  # noqa: D102
+    @property
+    def kafka_security_protocol(self) -> str: ...  # noqa: D102
+    @property
+    def kafka_sasl_mechanism(self) -> str | None: ...  # noqa: D102
+    @property
+    def kafka_sasl_username(self) -> str | None: ...  # noqa: D102
+    @property
+    def kafka_sasl_password(self) -> SecretStr | None: ...  # noqa: D102
+    @property
+    def kafka_ca_file(self) -> Path | None: ...  # noqa: D102
+    @property
+    def kafka_cert_file(self) -> Path | None: ...  # noqa: D102
+    @property
+    def kafka_key_file(self) -> Path | None: ...  # noqa: D102
+
+
+class TopicWish(Protocol):
+    """A topic to be made."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def partitions(self) -> int: ...  # noqa: D102
+    @property
+    def replication(self) -> int: ...  # noqa: D102
+    @property
+    def configs(self) -> Mapping[str, str]: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicState:
+    """A topic as the brokers have it.
+
+    Attributes:
+        replication: replicas of its least replicated partition.
+        configs: effective configuration; empty if it was not asked for.
+    """
+
+    partitions: int
+    replication: int
+    configs: Mapping[str, str]
+
+
+def client_options(login: KafkaLogin) -> dict[str, Any]:
+    """Arguments that every aiokafka client takes: addresses, protocol, TLS context, login. They hold the password.
+
+    Raises:
+        UsageError: a certificate or key cannot be read.
+    """
+    options: dict[str, Any] = {
+        "bootstrap_servers": [server.strip() for server in login.kafka_bootstrap_servers.split(",")],
+        "security_protocol": login.kafka_security_protocol,
+    }
+    if login.kafka_security_protocol.endswith("SSL"):
+        options["ssl_context"] = _tls(login)
+    if login.kafka_sasl_mechanism and login.kafka_sasl_password:
+        options["sasl_mechanism"] = login.kafka_sasl_mechanism
+        options["sasl_plain_username"] = login.kafka_sasl_username
+        options["sasl_plain_password"] = login.kafka_sasl_password.get_secret_value()
+    return options
+
+
+def _tls(login: KafkaLogin) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=login.kafka_ca_file)
+    except OSError as error:
+        raise UsageError(f"the certificates in {login.kafka_ca_file} cannot be used: {error.strerror}") from None
+    if login.kafka_cert_file and login.kafka_key_file:
+        try:
+            context.load_cert_chain(login.kafka_cert_file, login.kafka_key_file, password=_no_password)
+        except OSError as error:
+            raise UsageError(
+                f"the certificate {login.kafka_cert_file} with the key {login.kafka_key_file} cannot be used: "
+                f"{error.strerror}"
+            ) from None
+    return context
+
+
+def _no_password() -> str:
+    raise UsageError("the key for Kafka is encrypted; give one that is not")
+
+
+class TopicAdmin:
+    """Looks at topics and makes them; an async context manager that connects and closes.
+
+    Args:
+        options: from `client_options`.
+        patience_s: how long entering may wait for a broker; None waits for ever.
+        clock: time for the waits.
+    """
+
+    def __init__(
+        self, options: Mapping[str, Any], *, patience_s: float | None = START_PATIENCE_S, clock: Clock | None = None
+    ) -> None:
+        self._options = options
+        self._patience_s = patience_s
+        self._clock = clock or SystemClock()
+        self._client: AIOKafkaAdminClient | None = None
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            ServiceAwayError: no broker answered in time.
+        """
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._connect()
+        except TimeoutError:
+            servers = ", ".join(self._options["bootstrap_servers"])
+            raise ServiceAwayError(f"Kafka at {servers} did not answer within {self._patience_s:g} s") from None
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    async def existing(self, *, describe: Collection[str] | None = None) -> dict[str, TopicState]:
+        """All topics there are, by name.
+
+        Args:
+            describe: names whose configuration is wanted; those that do not exist are not asked for. None: of all.
+        """
+        found = {
+            topic["topic"]: topic["partitions"]
+            for topic in await self._admin.describe_topics()
+            if not topic["error_code"]
+        }
+        wanted = [name for name in found if describe is None or name in describe]
+        configs = await self._configs(wanted)
+        return {
+            name: TopicState(
+                partitions=len(partitions),
+                replication=min((len(partition["replicas"]) for partition in partitions), default=0),
+                configs=configs.get(name, {}),
+            )
+            for name, partitions in found.items()
+        }
+
+    async def create(self, wishes: Iterable[TopicWish]) -> list[str]:
+        """Make topics and return the names of those made; one that exists by now is left as it is.
+
+        Raises:
+            UsageError: the brokers refused one, for instance for too many replicas.
+        """
+        topics = [
+            NewTopic(wish.name, wish.partitions, wish.replication, topic_configs=dict(wish.configs)) for wish in wishes
+        ]
+        if not topics:
+            return []
+        response = await self._admin.create_topics(topics)
+        made = []
+        for name, code, message in response.topic_errors:
+            error = for_code(code)
+            if code and error is not TopicAlreadyExistsError:
+                raise UsageError(f"Kafka does not create topic {name}: {message or error.__name__}")
+            if not code:
+                made.append(name)
+        return made
+
+    @property
+    def _admin(self) -> AIOKafkaAdminClient:
+        if self._client is None:
+            raise RuntimeError("enter the context first")
+        return self._client
+
+    async def _connect(self) -> None:
+        backoff = Backoff(_RETRY_FIRST_S, _RETRY_MOST_S)
+        while self._client is None:
+            client = AIOKafkaAdminClient(**self._options, request_timeout_ms=_REQUEST_TIMEOUT_MS)
+            try:
+                await client.start()
+            except (KafkaError, OSError) as error:
+                log.debug("kafka is away", error=str(error))
+                await client.close()
+                await self._clock.sleep(backoff.next())
+            except BaseException:
+                await client.close()
+                raise
+            else:
+                self._client = client
+
+    async def _close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            async with asyncio.timeout(_CLOSE_S):
+                await client.close()
+
+    async def _configs(self, names: Collection[str]) -> dict[str, dict[str, str]]:
+        if not names:
+            return {}
+        asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+        configs = {}
+        for response in await self._admin.describe_configs(asked):
+            for code, message, _kind, name, entries in response.resources:
+                if code:
+                    raise for_code(code)(message)
+                configs[name] = {entry[0]: entry[1] for entry in entries}
+        return configs

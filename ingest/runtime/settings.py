@@ -1,0 +1,253 @@
+"""Settings from four places, each value with the place it came from.
+
+A command-line option counts more than the environment, that more than the TOML file, that more than the default. What
+is wrong is a `UsageError` of one line that names the setting, where it came from, what it says and what it may say;
+the value of a secret is never in it.
+
+Models derive from `Settings`. Making one directly reads nothing but its arguments: the outside is read by `load` alone.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+
+from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from ingest.runtime.errors import UsageError
+
+DEFAULT = "default"
+_FILE = "_file"
+_SHOWN_CHARS_MAX = 60
+_SECRET_FILE_CHARS_MAX = 65_536
+
+
+class Settings(BaseSettings):
+    """Base of the settings of a command: frozen, and unknown names are refused."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    def is_explicit(self, name: str) -> bool:
+        """Whether the field was set by anything but its default."""
+        return name in self.model_fields_set
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 the signature is pydantic-settings'
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Nothing but the arguments: see `load`."""
+        return (init_settings,)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surface:
+    """The settings that exist at all, those of other commands included.
+
+    Attributes:
+        prefix: of the names in the environment, such as `APP_`.
+        fields: every setting by its field name.
+    """
+
+    prefix: str
+    fields: Mapping[str, FieldInfo]
+
+    def name(self, field: str) -> str:
+        """The name in the environment."""
+        return self.prefix + field.upper()
+
+    def refuse_unknown(self, field: str, spelling: Callable[[str], str], words: str) -> None:
+        """Raise `UsageError` for a name that is neither a setting nor the file form of a secret."""
+        forms = [*self.fields, *(name + _FILE for name, info in self.fields.items() if is_secret(info))]
+        if field not in forms:
+            nearest = difflib.get_close_matches(field, forms, n=1, cutoff=0)[0]
+            raise UsageError(f"unknown setting {spelling(field)} in {words}; did you mean {spelling(nearest)}?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded(Generic[S]):
+    """Settings and, for each field, where its value came from."""
+
+    settings: S
+    origins: Mapping[str, str]
+
+
+class _Place(PydanticBaseSettingsSource):
+    """One place of settings: values by field name, a secret also by `<name>_file`."""
+
+    def __init__(
+        self, model: type[Settings], values: Mapping[str, object], words: str, spelling: Callable[[str], str]
+    ) -> None:
+        super().__init__(model)
+        self._values = values
+        self.words = words
+        self.spelling = spelling
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """The value (None: not here), the name it has here, and that it is no JSON."""
+        value = self._values.get(field_name)
+        file = self._values.get(field_name + _FILE) if is_secret(field) else None
+        if file is None:
+            return value, self.spelling(field_name), False
+        by_file = self.spelling(field_name + _FILE)
+        if value is not None:
+            raise UsageError(f"{self.spelling(field_name)} and {by_file} are both set in {self.words}; use one of them")
+        return _read_secret(Path(str(file)), by_file), by_file, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Every field that is set here: value and name."""
+        found = {name: self.get_field_value(field, name) for name, field in self.settings_cls.model_fields.items()}
+        return {name: (value, key) for name, (value, key, _) in found.items() if value is not None}
+
+
+def load(
+    model: type[S],
+    surface: Surface,
+    *,
+    environ: Mapping[str, str],
+    options: Mapping[str, str | None] | None = None,
+    config_file: Path | None = None,
+) -> Loaded[S]:
+    """Read the settings of a command from all places.
+
+    Args:
+        model: what the command uses.
+        surface: what exists at all; a name outside it is refused.
+        environ: the environment; an empty text in it means unset.
+        options: command-line options by field name, None where not given.
+        config_file: TOML file, names in lower case without prefix.
+
+    Raises:
+        UsageError: anything unknown, unreadable or wrong.
+    """
+    places = (
+        _Place(model, options or {}, "the command line", lambda field: "--" + field.replace("_", "-")),
+        _environment(model, surface, environ),
+        _toml(model, surface, config_file),
+    )
+    values: dict[str, Any] = {}
+    spelled: dict[str, tuple[str, str]] = {}
+    for place in places:
+        for field, (value, name) in place().items():
+            if field not in values:
+                values[field] = value
+                spelled[field] = (name, place.words)
+    try:
+        settings = model(**values)
+    except ValidationError as error:
+        problems = [_problem(model, found, values, spelled) for found in error.errors(include_url=False)]
+        raise UsageError("; ".join(dict.fromkeys(problems))) from None
+    origins = {field: f"{spelled[field][1]}, {spelled[field][0]}" for field in values}
+    return Loaded(settings=settings, origins={field: origins.get(field, DEFAULT) for field in model.model_fields})
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Whether the value must not be shown."""
+    return SecretStr in (field.annotation, *get_args(field.annotation))
+
+
+def allowed(field: FieldInfo) -> str:
+    """What a setting may say, in words, for errors and help."""
+    kind = _without_none(field.annotation)
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(str(choice) for choice in get_args(kind))
+    if kind is bool:
+        return "true or false"
+    if kind in (int, float):
+        return ("a whole number" if kind is int else "a number") + _bounds(field)
+    if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
+        return "comma-separated " + " or ".join(get_args(get_args(kind)[0]))
+    return "a path" if kind is Path else "text"
+
+
+def _bounds(field: FieldInfo) -> str:
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    found = [
+        f"{text} {getattr(rule, bound):g}"
+        if isinstance(getattr(rule, bound), float)
+        else f"{text} {getattr(rule, bound)}"
+        for bound, text in words.items()
+        for rule in field.metadata
+        if getattr(rule, bound, None) is not None
+    ]
+    return " " + " and ".join(found) if found else ""
+
+
+def _without_none(annotation: Any) -> Any:
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    return kinds[0] if NoneType in get_args(annotation) and len(kinds) == 1 else annotation
+
+
+def _environment(model: type[Settings], surface: Surface, environ: Mapping[str, str]) -> _Place:
+    words = "the environment"
+    values = {}
+    for name, value in environ.items():
+        if name.startswith(surface.prefix):
+            field = name.removeprefix(surface.prefix).lower()
+            if name != surface.name(field):
+                raise UsageError(f"unknown setting {name} in {words}; did you mean {surface.name(field)}?")
+            surface.refuse_unknown(field, surface.name, words)
+            values[field] = value
+    return _Place(model, {field: value for field, value in values.items() if value != ""}, words, surface.name)
+
+
+def _toml(model: type[Settings], surface: Surface, path: Path | None) -> _Place:
+    words = f"the file {path}"
+    if path is None:
+        return _Place(model, {}, words, str)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"--config {path} is not TOML: {error}") from None
+    for field in values:
+        surface.refuse_unknown(field, str, words)
+    return _Place(model, values, words, str)
+
+
+def _read_secret(path: Path, name: str) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_SECRET_FILE_CHARS_MAX)
+    except OSError as error:
+        raise UsageError(f"{name}: {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{name}: {path} is not UTF-8 text") from None
+    return text.rstrip("\r\n")
+
+
+def _problem(
+    model: type[Settings],
+    error: ErrorDetails,
+    values: Mapping[str, object],
+    spelled: Mapping[str, tuple[str, str]],
+) -> str:
+    """One sentence about one error of pydantic."""
+    own_words = error["type"] == "value_error"
+    why = str(error["ctx"]["error"]) if own_words else ""
+    if not error["loc"]:
+        return why or error["msg"]
+    field = str(error["loc"][0])
+    info = model.model_fields[field]
+    name, words = spelled[field]
+    said = "" if is_secret(info) else f" is {_quoted(values[field])} but"
+    return f"{name} (from {words}){said} {why or 'needs ' + allowed(info)}"
+
+
+def _quoted(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARS_MAX else text[:_SHOWN_CHARS_MAX] + "..."

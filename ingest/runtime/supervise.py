@@ -1,0 +1,105 @@
+"""The life of a long-running command: signals, tasks that belong together, and an end that nothing can hold up.
+
+A Kafka client whose broker is away can hold a stop for ever, and cancelling the wait leaves its tasks alive. So an end
+has a deadline, kept by a thread: when it passes, the process exits at once. Nothing is lost by that: what was promised
+is on disk or in Kafka, or a crash would lose it too.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import structlog
+import uvloop
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a command on an event loop of its own and return what it returns."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+def exit_within(seconds: float, status: int, *, leave: Callable[[int], None] = os._exit) -> threading.Timer:
+    """End the process with this status when the time has passed, whatever it is doing.
+
+    Returns:
+        The deadline; `cancel()` takes it back. A process that ends before it is not held.
+    """
+
+    def overdue() -> None:
+        log.warning("ends without waiting any longer", waited_s=seconds, status=status)
+        sys.stderr.flush()
+        leave(status)
+
+    deadline = threading.Timer(seconds, overdue)
+    deadline.daemon = True
+    deadline.start()
+    return deadline
+
+
+def stop_event_on_signals(grace_s: float | None = None, *, status: int = 0) -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set, from now on, in the running loop.
+
+    Args:
+        grace_s: if given, the process ends with `status` so many seconds after the first signal, whatever it does.
+        status: exit status of that end.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def asked(name: str) -> None:
+        if stop.is_set():
+            return
+        log.info("stopping", signal=name)
+        stop.set()
+        if grace_s is not None:
+            exit_within(grace_s, status)
+
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, asked, number.name)
+    return stop
+
+
+async def run_until(stop: asyncio.Event, *coros: Coroutine[Any, Any, object]) -> None:
+    """Run coroutines side by side until `stop` is set, one of them fails, or all have ended.
+
+    What still runs then is cancelled in the reverse order of the arguments, each awaited before the next: name first
+    what the others need. The first failure is raised once all have ended; a failure while ending is logged.
+    """
+    tasks = [asyncio.create_task(coro) for coro in coros]
+    stopping = asyncio.create_task(stop.wait())
+    failure: BaseException | None = None
+    try:
+        running: set[asyncio.Task[Any]] = set(tasks)
+        while running and not stopping.done() and failure is None:
+            done, _ = await asyncio.wait({*running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            running -= done
+            failure = next((error for task in tasks if task in done and (error := _failure(task))), None)
+    finally:
+        for task in (stopping, *reversed(tasks)):
+            await _end(task, known=failure)
+    if failure is not None:
+        raise failure
+
+
+def _failure(task: asyncio.Task[Any]) -> BaseException | None:
+    return None if task.cancelled() else task.exception()
+
+
+async def _end(task: asyncio.Task[Any], *, known: BaseException | None) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.wait({task})
+    if task.done() and (error := _failure(task)) is not None and error is not known:
+        log.error("failed while ending", exc_info=error)
