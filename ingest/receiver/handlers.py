@@ -1,0 +1,163 @@
+"""One request: the checks of contract.md section 3 in their order, then the durable place, then the answer."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+from aiohttp.streams import StreamReader
+
+from ingest.contract.push import Push, Route, count_reports
+from ingest.contract.report import RejectedError
+from ingest.receiver import statuses
+from ingest.receiver.connection import BrokenFramingError, reply
+from ingest.receiver.durable import RETRY_AFTER_S, Durable
+from ingest.receiver.parse import is_identity, is_of_type, is_plainly_chunked, target_path
+from ingest.receiver.statistics import ReceiverMetrics
+from ingest.receiver.statuses import Answer, RefusedError
+from ingest.runtime.clock import Clock
+from ingest.runtime.errors import BusyError
+
+BODIES_MAX_BYTES: Final = 256 * 1024 * 1024
+"""Bodies of requests that are not answered yet, over all connections of a worker; beyond, the answer is 503."""
+
+DOCUMENTED_REPORTS_MAX: Final = 50
+"""protocol.md section 1: more in a push is not an error, but it is counted."""
+
+_OTHER: Final = "other"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one request may ask for."""
+
+    body_max_bytes: int
+    reports_max: int
+    request_timeout_s: float
+    bodies_max_bytes: int = BODIES_MAX_BYTES
+
+
+class CallbackHandler:
+    """Answers every request of the callback port.
+
+    Args:
+        paths: the configured paths, each with its kind of callback; nothing else is served.
+        limits: of one request.
+        durable: keeps a push before it is answered.
+        clock: says when a push was received.
+        metrics: of this worker.
+    """
+
+    def __init__(
+        self, *, paths: Mapping[str, Route], limits: Limits, durable: Durable, clock: Clock, metrics: ReceiverMetrics
+    ) -> None:
+        self._paths = dict(paths)
+        self._limits = limits
+        self._durable = durable
+        self._clock = clock
+        self._metrics = metrics
+        self._held_bytes = 0
+        self.leaving = False
+        """Set when a shutdown has begun: every answer then asks the sender to open another connection."""
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        started = self._clock.monotonic()
+        target = request.raw_path
+        route = self._paths.get(target) or self._paths.get(target_path(target))
+        try:
+            answer = await self._take(request, route, started)
+        except RefusedError as refused:
+            answer = refused.answer
+        self._metrics.count_request(_OTHER if route is None else route, answer.status)
+        response = reply(answer)
+        if self.leaving or not request.content.is_eof():
+            # What is left of the body is read for a moment, so that the answer is not lost with it, then dropped.
+            response.force_close()
+        return response
+
+    async def _take(self, request: web.BaseRequest, route: Route | None, started: float) -> Answer:
+        # The order of the checks is the contract's: 403 of the peer's network stands before the path,
+        # 401 of the signature between the whole body and its parsing.
+        route = self._admit(request, route)
+        body = await self._read(request)
+        try:
+            reports, answer = self._judge(route, body)
+            await self._durable.keep(Push(self._clock.wall_ms(), route, reports, body))
+        except BusyError as busy:
+            raise RefusedError(statuses.come_back(busy.retry_after_s)) from busy
+        finally:
+            self._held_bytes -= len(body)
+        # From here on the reports are ours to lose.
+        self._metrics.ack_seconds.observe(self._clock.monotonic() - started)
+        self._metrics.reports.inc(reports)
+        if reports > DOCUMENTED_REPORTS_MAX:
+            self._metrics.large_pushes.inc()
+        return answer
+
+    def _admit(self, request: web.BaseRequest, route: Route | None) -> Route:
+        """What the head alone decides: 404, 405, 415, 413."""
+        if route is None:
+            raise RefusedError(statuses.NOT_FOUND)
+        if request.method != "POST":
+            raise RefusedError(statuses.ONLY_POST)
+        headers = request.headers
+        if not is_of_type(headers.get("Content-Type"), route):
+            raise RefusedError(statuses.OTHER_TYPE)
+        if "Content-Encoding" in headers and not is_identity(headers.getall("Content-Encoding")):
+            raise RefusedError(statuses.OTHER_CODING)
+        if "Transfer-Encoding" in headers and not is_plainly_chunked(headers.getall("Transfer-Encoding")):
+            raise RefusedError(statuses.OTHER_CODING)
+        if int(headers.get("Content-Length", 0)) > self._limits.body_max_bytes:
+            raise RefusedError(statuses.TOO_LARGE)
+        return route
+
+    async def _read(self, request: web.BaseRequest) -> bytes:
+        """The whole body: 413, 408. Its bytes count as held when this returns."""
+        content = request.content
+        if content.is_eof():  # the usual case: it came with the head
+            body = content.read_nowait(-1)
+            if len(body) > self._limits.body_max_bytes:
+                raise RefusedError(statuses.TOO_LARGE)
+            self._hold(len(body))
+            return body
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # it is no part of the answer
+        pieces: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._limits.request_timeout_s):
+                await self._read_pieces(content, pieces)
+        except BaseException as error:
+            self._held_bytes -= sum(map(len, pieces))
+            if isinstance(error, TimeoutError):
+                raise RefusedError(statuses.TOO_SLOW) from None
+            if isinstance(error, BrokenFramingError):
+                raise RefusedError(statuses.NOT_HTTP) from None
+            raise
+        return b"".join(pieces)
+
+    async def _read_pieces(self, content: StreamReader, pieces: list[bytes]) -> None:
+        size = 0
+        while piece := await content.readany():
+            size += len(piece)
+            if size > self._limits.body_max_bytes:
+                raise RefusedError(statuses.TOO_LARGE)
+            self._hold(len(piece))
+            pieces.append(piece)
+
+    def _hold(self, size: int) -> None:
+        """Count bytes as held by a request that is not answered yet: 503 beyond the bound."""
+        if self._held_bytes + size > self._limits.bodies_max_bytes:
+            self._metrics.bodies_full.inc()
+            raise RefusedError(statuses.come_back(RETRY_AFTER_S))
+        self._held_bytes += size
+
+    def _judge(self, route: Route, body: bytes) -> tuple[int, Answer]:
+        """How many reports the push counts as, and its answer once it is durable: a refused body is kept, too."""
+        try:
+            return count_reports(route, body, reports_max=self._limits.reports_max), statuses.SUCCESS
+        except RejectedError as rejected:
+            return 1, statuses.bad_request(rejected.detail)

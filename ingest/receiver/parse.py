@@ -1,0 +1,45 @@
+"""What the head of a request says, read as contract.md section 3 compares it. Pure functions."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from ingest.contract.push import Route
+
+JSON: Final = "application/json"
+FORM: Final = "application/x-www-form-urlencoded"
+MEDIA_TYPES: Final = {Route.BATCH: JSON, Route.SINGLE: FORM}
+
+
+def target_path(target: str) -> str:
+    """The path of a request target as it was sent: no decoding, no normalising, without its query.
+
+    Of the absolute form (RFC 9112 section 3.2.2) scheme and authority are left out.
+    """
+    path = target.partition("?")[0]
+    if not path.startswith("/") and "://" in path:
+        _, slash, rest = path.partition("://")[2].partition("/")
+        return slash + rest
+    return path
+
+
+def is_of_type(content_type: str | None, route: Route) -> bool:
+    """Whether a content type is the one of its route, compared without case and parameters.
+
+    A missing one, or one that names nothing, counts as the right one.
+    """
+    wanted = MEDIA_TYPES[route]
+    if content_type is None or content_type == wanted:
+        return True
+    stated = content_type.partition(";")[0].strip().lower()
+    return stated in ("", wanted)
+
+
+def is_identity(codings: Iterable[str]) -> bool:
+    """Whether the values of all `Content-Encoding` headers name no coding but `identity`."""
+    names = (name.strip().lower() for value in codings for name in value.split(","))
+    return all(name in ("", "identity") for name in names)
+
+
+def is_plainly_chunked(codings: Iterable[str]) -> bool:
+    """Whether the values of all `Transfer-Encoding` headers name `chunked` and nothing else."""
+    return all(value.strip().lower() == "chunked" for value in codings)

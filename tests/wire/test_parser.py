@@ -1,0 +1,82 @@
+"""What the HTTP parser itself refuses: 400 or 415 in our own words, at once, and never kept."""
+
+import orjson
+import pytest
+
+from tests.wire.conftest import Start, a_request
+
+CHUNKED = ("Transfer-Encoding: chunked",)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 secret-bytes\r\n\r\n", id="tls on a plain port"),
+        pytest.param(b"BREW /batchReport HTTP/1.1\r\nHost: a\r\n\r\n", id="unknown method"),
+        pytest.param(b"POST /batchReport HTTP/9.9\r\nHost: a\r\n\r\n", id="unknown version"),
+        pytest.param(b"POST /batchReport HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", id="no host"),
+        pytest.param(a_request(b"{}", headers=("Content-Length: 2",)), id="repeated length"),
+        pytest.param(a_request(b"{}", headers=("Content-Length: 3",)), id="two lengths"),
+        pytest.param(a_request(b"{}", headers=("X secret: 1",)), id="blank in a name"),
+        pytest.param(a_request(b"{}", headers=("secret",)), id="no colon"),
+        pytest.param(a_request(b"{}", headers=("X: a\x00b",)), id="null byte"),
+        pytest.param(a_request(b"{}", headers=("X: " + "s" * 9000,)), id="long header"),
+        pytest.param(a_request(b"{}", headers=tuple(f"X{n}: s" for n in range(200))), id="many headers"),
+        pytest.param(a_request(b"{}", target="/" + "s" * 9000), id="long target"),
+        pytest.param(a_request(b"zz\r\n", headers=CHUNKED), id="bad chunk size"),
+        pytest.param(a_request(b"2\r\n{}secret\r\n0\r\n\r\n", headers=CHUNKED), id="bad chunk end"),
+        pytest.param(a_request(b"0\r\n\r\n", headers=(*CHUNKED, "Content-Length: 5")), id="chunked and length"),
+        pytest.param(a_request(b"0\r\n\r\n", headers=("Transfer-Encoding: gzip",)), id="gzip alone"),
+        pytest.param(a_request(b"0\r\n\r\n", headers=("Transfer-Encoding: gzip, chunked",)), id="gzip, chunked"),
+    ],
+)
+async def test_what_is_not_http_is_refused(start: Start, sent: bytes) -> None:
+    """JSON without a word of the input, then the connection is closed; nothing is kept."""
+    receiver = await start(request_timeout_s=100, keepalive_s=100)
+    sender = await receiver.connect()
+
+    await sender.send(sent)
+
+    response = await sender.answer()
+    assert response.status in (400, 415)
+    assert orjson.loads(response.body)["returnCode"] == response.status
+    assert b"secret" not in response.body
+    assert response.headers["content-type"] == "application/json"
+    assert receiver.spool.pushes == []
+    if response.status == 400:
+        assert response.headers["connection"] == "close"
+        assert await sender.end() == b""
+
+
+async def test_framing_that_breaks_inside_a_body_is_refused_at_once(start: Start) -> None:
+    """A handler that reads the body does not wait for the timeout to say so."""
+    receiver = await start(request_timeout_s=100, keepalive_s=100)
+    sender = await receiver.connect()
+
+    await sender.send(a_request(b"2\r\n{}\r\n", headers=CHUNKED))
+    await sender.send(b"zz\r\n")
+
+    response = await sender.answer()
+    assert (response.status, response.headers["connection"]) == (400, "close")
+    assert await sender.end() == b""
+    assert receiver.spool.pushes == []
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "TRACE"])
+async def test_odd_methods_are_refused(start: Start, method: str) -> None:
+    """No method opens anything but the two paths."""
+    receiver = await start()
+
+    response = await receiver.ask(a_request(method=method, target="example.com:80"))
+
+    assert response.status in (400, 404, 405)
+
+
+async def test_an_upgrade_is_not_taken_up(start: Start) -> None:
+    """A push that offers another protocol is taken as the push that it is."""
+    receiver = await start()
+    sender = await receiver.connect()
+
+    for _ in range(2):
+        await sender.send(a_request(b'{"statusReportList":[]}', headers=("Connection: Upgrade", "Upgrade: websocket")))
+        assert (await sender.answer()).status == 200
