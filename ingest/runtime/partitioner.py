@@ -3,8 +3,8 @@
 `toPositive(murmur2(key)) % partitions` (KIP-480; `org.apache.kafka.common.utils.Utils.murmur2`, seed 0x9747b28c). The
 same key must meet the same partition from every client, or the parts of one message would be apart.
 
-A loop over bytes in Python costs microseconds a key; `partitions_of` hashes many keys in step, those of one length at
-a time.
+A loop over bytes in Python costs microseconds a key; `partitions_of` hashes many keys in step. Arrays wrap around at
+32 bits as the hash wants.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,8 @@ _MASK = 0xFFFF_FFFF
 _POSITIVE = 0x7FFF_FFFF
 _WORD = 4
 _M = np.uint32(_MIX)
+_TOGETHER_BYTES_MAX = 256
+"""Longer keys are hashed one by one, so that a single huge one does not make a huge table of all."""
 
 
 def murmur2(key: bytes) -> int:
@@ -46,35 +48,38 @@ def partitions_of(keys: Sequence[bytes], count: int) -> NDArray[np.int64]:
 def murmur2_of(keys: Sequence[bytes]) -> NDArray[np.uint32]:
     """Murmur2 of each key, in the order of the keys."""
     lengths = np.fromiter(map(len, keys), dtype=np.int64, count=len(keys))
-    if not len(keys):
-        return np.empty(0, dtype=np.uint32)
-    if (lengths == lengths[0]).all():
-        return _same_length(b"".join(keys), int(lengths[0]), len(keys))
+    longest = int(lengths.max(initial=0))
+    if longest <= _TOGETHER_BYTES_MAX:
+        return _hash_together(keys, lengths, longest)
     hashes = np.empty(len(keys), dtype=np.uint32)
-    order = np.argsort(lengths, kind="stable")
-    bounds = np.flatnonzero(np.diff(lengths[order])) + 1
-    for members in np.split(order, bounds):
-        joined = b"".join([keys[at] for at in members.tolist()])
-        hashes[members] = _same_length(joined, int(lengths[members[0]]), len(members))
+    short = np.flatnonzero(lengths <= _TOGETHER_BYTES_MAX)
+    hashes[short] = murmur2_of([keys[at] for at in short.tolist()])
+    for at in np.flatnonzero(lengths > _TOGETHER_BYTES_MAX).tolist():
+        hashes[at] = murmur2(keys[at])
     return hashes
 
 
-def _same_length(joined: bytes, length: int, count: int) -> NDArray[np.uint32]:
-    """Murmur2 of `count` keys of one length that stand one after the other; arrays wrap around as the hash wants."""
-    padded = np.zeros((count, -(-length // _WORD) * _WORD), dtype=np.uint8)
-    padded[:, :length] = np.frombuffer(joined, dtype=np.uint8).reshape(count, length)
-    words = np.ascontiguousarray(padded.view("<u4").T).astype(np.uint32, copy=False)
-    h = np.full(count, _SEED ^ length, dtype=np.uint32)
-    for k in words[: length // _WORD]:
-        k *= _M  # noqa: PLW2901 in place on an array of our own
-        k ^= k >> 24  # noqa: PLW2901
-        k *= _M  # noqa: PLW2901
-        h *= _M
-        h ^= k
-    if length % _WORD:
-        h ^= words[-1]
-        h *= _M
+def _hash_together(keys: Sequence[bytes], lengths: NDArray[np.int64], longest: int) -> NDArray[np.uint32]:
+    """Hash all keys word by word, the longest first: those that have a word at a step are a prefix of the rows."""
+    width = longest // _WORD + 1
+    rows = np.array(keys, dtype=f"S{width * _WORD}").view("<u4").reshape(len(keys), width)
+    order = np.argsort(-lengths, kind="stable")
+    words = np.ascontiguousarray(rows[order].T).astype(np.uint32, copy=False)
+    lengths = lengths[order]
+    whole = lengths // _WORD
+    h = lengths.astype(np.uint32) ^ np.uint32(_SEED)
+    for step, having in enumerate(np.searchsorted(-whole, -np.arange(width)).tolist()):
+        k = words[step, :having]
+        k *= _M
+        k ^= k >> 24
+        k *= _M
+        h[:having] *= _M
+        h[:having] ^= k
+    rest = np.flatnonzero(lengths % _WORD)
+    h[rest] = (h[rest] ^ words[whole[rest], rest]) * _M
     h ^= h >> 13
     h *= _M
     h ^= h >> 15
-    return h
+    hashes = np.empty_like(h)
+    hashes[order] = h
+    return hashes
