@@ -13,6 +13,14 @@ class SpoolBrokenError(Exception):
     """The device failed while the push was written; it must not be answered as kept. It may come back as a repeat."""
 
 
+class SpoolFormatError(Exception):
+    """A newer version wrote the folder; it must not be touched by this one. The operator must act."""
+
+
+class VolatileSpoolError(Exception):
+    """The spool's folder is on a file system that cannot keep the promise. The operator must act or allow it."""
+
+
 class Spooled(NamedTuple):
     """A push that is durable, and its place: positions rise strictly within one backlog, with gaps."""
 

@@ -1,0 +1,389 @@
+"""The spool on local disk: one folder per process, one writer thread, group commit.
+
+The writer thread takes everything that waits, writes it at once, syncs once, and answers all of it; meanwhile the next
+group gathers. So a group is as large as the load makes it, and an idle spool answers after a single sync.
+"""
+
+import asyncio
+import math
+import os
+import queue
+import socket
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from ingest.contract.push import Push
+from ingest.runtime.clock import Clock
+from ingest.runtime.files import FileSystem
+from ingest.runtime.logfile import HEADER_BYTES
+from ingest.spool.accounts import Accounts
+from ingest.spool.backlog import BacklogLimits, DiskBacklog
+from ingest.spool.base import SpoolBrokenError, Spooled, SpoolFormatError, SpoolFullError
+from ingest.spool.folder import (
+    Budget,
+    Folder,
+    check_device,
+    folders,
+    hidden_folders,
+    holder_note,
+    lock_folder,
+    make_folder,
+    make_folders,
+)
+from ingest.spool.recovery import Recovered, recover
+from ingest.spool.writer import GroupWriter, Outcome
+
+_log = structlog.get_logger(__name__)
+
+_FILE_BYTES_MAX = 64 * 1024 * 1024
+_FILE_BYTES_MIN = 64 * 1024
+_FILES_PER_BUDGET = 16
+
+_SAMPLE_S = 5.0
+_SAMPLES = 13
+
+_NEW_FOLDER_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolOptions:
+    """Bounds of a spool.
+
+    Attributes:
+        max_bytes: what the log files of all folders under the root may take together.
+        allow_volatile: take a file system that forgets, or one behind a network, all the same.
+        file_bytes: room that is preallocated for a log file; None: 64 MiB, less if `max_bytes` is small.
+        waiting_max_bytes: pushes that wait for their sync; beyond it `append` refuses.
+        group_max_bytes: pushes that are written and synced together.
+        retry_s: how often a device without room is asked whether it has some again.
+        backlog: of the reading side.
+    """
+
+    max_bytes: int = 8 * 1024**3
+    allow_volatile: bool = False
+    file_bytes: int | None = None
+    waiting_max_bytes: int = 64 * 1024 * 1024
+    group_max_bytes: int = 8 * 1024 * 1024
+    retry_s: float = 0.25
+    backlog: BacklogLimits = field(default_factory=BacklogLimits)
+
+    @property
+    def log_file_bytes(self) -> int:
+        """Room that is preallocated for a log file."""
+        if self.file_bytes is not None:
+            return self.file_bytes
+        return min(_FILE_BYTES_MAX, max(_FILE_BYTES_MIN, self.max_bytes // _FILES_PER_BUDGET))
+
+
+class _Waiting:
+    """A push on its way to the device, and who waits for it."""
+
+    __slots__ = ("future", "push", "size")
+
+    def __init__(self, push: Push, future: asyncio.Future[None], size: int) -> None:
+        self.push = push
+        self.future = future
+        self.size = size
+
+
+class _Signal:
+    """Something else that the writer thread is told."""
+
+
+_STOP = _Signal()
+_ROOM = _Signal()
+
+
+class DiskSpool(DiskBacklog):
+    """One folder of the spool, both sides of it (`ingest.spool.base.Spool` and `Backlog`). Made by `open_spool`."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        recovered: Recovered,
+        options: SpoolOptions,
+        *,
+        accounts: Accounts,
+        clock: Clock,
+    ) -> None:
+        super().__init__(folder, recovered, accounts=accounts, clock=clock, limits=options.backlog)
+        self._options = options
+        self._budget = Budget(folder.fs, folder.root, options.max_bytes)
+        self._writer = GroupWriter(
+            folder,
+            self._budget,
+            next_sequence=recovered.next_sequence,
+            trusted_ends=recovered.trusted_ends,
+            file_bytes=options.log_file_bytes,
+            retry_s=options.retry_s,
+        )
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[_Waiting | _Signal] = queue.SimpleQueue()
+        self._waiting_bytes = 0
+        self._no_room: Exception | None = None
+        self._stopping = False
+        self._stopped: asyncio.Future[None] = self._loop.create_future()
+        self._first_room: asyncio.Future[None] = self._loop.create_future()
+        self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
+        self._left_bytes = options.max_bytes
+        self._sampler: asyncio.TimerHandle | None = None
+        self._sampling: asyncio.Task[None] | None = None
+        self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
+
+    async def start(self) -> None:
+        """Start the writer thread; returns once it knows whether there is room."""
+        self._thread.start()
+        self._queue.put(_ROOM)
+        await self._first_room
+        await self._sample()
+
+    async def append(self, push: Push) -> None:
+        """See `ingest.spool.base.Spool.append`."""
+        if self._stopping:
+            raise SpoolBrokenError("the spool is closed")
+        size = HEADER_BYTES + len(push.body)
+        if self._waiting_bytes and self._waiting_bytes + size > self._options.waiting_max_bytes:
+            raise SpoolFullError("too many pushes wait for the disk")
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._waiting_bytes += size
+        self._queue.put(_Waiting(push, future, size))
+        await future
+
+    def has_room(self) -> bool:
+        """See `ingest.spool.base.Spool.has_room`."""
+        return not self._stopping and self._no_room is None and self._waiting_bytes < self._options.waiting_max_bytes
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Pushes that wait for their sync."""
+        return self._waiting_bytes
+
+    @property
+    def seconds_until_full(self) -> float:
+        """How long the room lasts if the backlog goes on growing as in the last minute; infinite if it does not."""
+        if len(self._samples) < 2:  # noqa: PLR2004 - a rate needs two points
+            return math.inf
+        (first_s, first_bytes), (last_s, last_bytes) = self._samples[0], self._samples[-1]
+        growth = last_bytes - first_bytes
+        if growth <= 0:
+            return math.inf
+        return max(self._left_bytes, 0) * (last_s - first_s) / growth
+
+    @property
+    def writable(self) -> bool:
+        """Whether pushes can still be added here."""
+        return True
+
+    async def close(self) -> None:
+        """Take nothing more, sync what waits, make what is settled durable and let the folder go.
+
+        What is not settled stays for whoever opens the folder next. Calling it twice is harmless.
+        """
+        if not self._stopping:
+            self._stopping = True
+            if self._sampler is not None:
+                self._sampler.cancel()
+            if self._sampling is not None:
+                await self._sampling
+            self._queue.put(_STOP)
+        await asyncio.shield(self._stopped)
+        self._thread.join()
+        await super().close()
+
+    def _run(self) -> None:
+        """The writer thread."""
+        waiting: list[_Waiting] = []
+        try:
+            stop = False
+            while not stop:
+                waiting, stop = self._gather()
+                outcome = Outcome()
+                self._writer.commit([each.push for each in waiting], outcome)
+                self._make_room(outcome, stop=stop)
+                self._post(waiting, outcome, stop=stop)
+        except Exception:  # noqa: BLE001 - a defect of ours: whoever waits must be told, whatever it was
+            _log.exception("spool writer ended")
+            self._loop.call_soon_threadsafe(self._fail_all, waiting)
+
+    def _gather(self) -> tuple[list[_Waiting], bool]:
+        """Everything that waits, at least one thing unless room is due to be asked for, and whether to stop after."""
+        waiting: list[_Waiting] = []
+        size = 0
+        timeout_s = None if self._no_room is None else self._options.retry_s
+        try:
+            item = self._queue.get(timeout=timeout_s)
+            while True:
+                if item is _STOP:
+                    return waiting, True
+                if isinstance(item, _Waiting):
+                    waiting.append(item)
+                    size += item.size
+                else:
+                    self._writer.ask_again()
+                if size >= self._options.group_max_bytes:
+                    break
+                item = self._queue.get_nowait()
+        except queue.Empty:
+            pass
+        return waiting, False
+
+    def _make_room(self, outcome: Outcome, *, stop: bool) -> None:
+        if stop:
+            self._writer.seal(outcome)
+            return
+        self._no_room = self._writer.make_room(outcome)
+        if self._no_room is not None and self._durable >= self._writer.last_kept:
+            # All that the present file holds is settled: ending it lets its room be had again.
+            self._writer.seal(outcome)
+
+    def _post(self, waiting: list[_Waiting], outcome: Outcome, *, stop: bool) -> None:
+        self._loop.call_soon_threadsafe(self._apply, waiting, outcome, stop)
+
+    def _apply(self, waiting: list[_Waiting], outcome: Outcome, stop: bool) -> None:  # noqa: FBT001 - a callback
+        """Take over what the writer did, in its order, and answer."""
+        self._files.extend(outcome.opened)
+        at = 0
+        for part in outcome.parts:
+            some = waiting[at : at + part.count]
+            at += part.count
+            if part.file is None:
+                for each in some:
+                    self._refuse(each, part.error or SpoolBrokenError("not kept"))
+                continue
+            part.file.end = part.end
+            for offset, each in enumerate(some):
+                self._waiting_bytes -= each.size
+                self.accounts.received += each.push.reports
+                self._admit(Spooled(part.first_position + offset, each.push), part.file, part.starts[offset])
+                if not each.future.done():  # its waiter may be gone; the push is kept all the same
+                    each.future.set_result(None)
+        for file in outcome.sealed:
+            file.sealed = True
+            file.length = file.end
+        if outcome.sealed:
+            self._tidy_later(self._limits.settle_delay_s)
+        if not self._first_room.done():
+            self._first_room.set_result(None)
+        if stop:
+            self._stopped.set_result(None)
+
+    def _refuse(self, each: _Waiting, error: Exception) -> None:
+        self._waiting_bytes -= each.size
+        if not each.future.done():
+            each.future.set_exception(error)
+
+    def _fail_all(self, waiting: list[_Waiting]) -> None:
+        self._stopping = True
+        error = SpoolBrokenError("the spool's writer ended")
+        while not self._queue.empty():
+            item = self._queue.get_nowait()
+            if isinstance(item, _Waiting):
+                waiting.append(item)
+        for each in waiting:
+            self._refuse(each, error)
+        for future in (self._first_room, self._stopped):
+            if not future.done():
+                future.set_result(None)
+
+    def _after_delete(self) -> None:
+        if not self._stopping:
+            self._queue.put(_ROOM)
+
+    async def _sample(self) -> None:
+        try:
+            self._left_bytes = await self._in_keeper(self._measure)
+        except OSError as error:
+            _log.warning("spool folder cannot be measured", folder=self.name, error=str(error))
+        self._samples.append((self._clock.monotonic(), self.pending_bytes))
+        if not self._stopping:
+            self._sampler = self._loop.call_later(_SAMPLE_S, self._start_sample)
+
+    def _start_sample(self) -> None:
+        self._sampling = asyncio.create_task(self._sample(), name=f"spool-sample-{self.name}")
+
+    def _measure(self) -> int:
+        left = self._options.max_bytes - self._budget.used_bytes()
+        return min(left, self._folder.fs.free_bytes(self._folder.root)) + self._writer.room_bytes
+
+
+async def open_spool(
+    root: Path, options: SpoolOptions, *, fs: FileSystem, clock: Clock, accounts: Accounts
+) -> DiskSpool:
+    """Take the first folder under `root` that nobody holds, or make one, recover what it holds, and start.
+
+    Raises:
+        VolatileSpoolError: the file system does not keep the promise and is not allowed to.
+        SpoolFormatError: a newer version wrote the folder.
+        OSError: the root cannot be made or read.
+    """
+    folder, recovered = await asyncio.to_thread(_open, root, options, fs, clock)
+    spool = DiskSpool(folder, recovered, options, accounts=accounts, clock=clock)
+    await spool.start()
+    return spool
+
+
+async def adopt_free(
+    root: Path, *, fs: FileSystem, clock: Clock, accounts: Accounts, limits: BacklogLimits | None = None
+) -> list[DiskBacklog]:
+    """Take every folder under `root` that nobody holds, as read-only backlogs, oldest first.
+
+    Folders without anything pending are removed at once. One that cannot be read is logged and left alone.
+    """
+    adopted = []
+    for folder, recovered in await asyncio.to_thread(_adopt, root, fs, clock):
+        backlog = DiskBacklog(folder, recovered, accounts=accounts, clock=clock, limits=limits or BacklogLimits())
+        if any(file.pushes for file in recovered.files):
+            adopted.append(backlog)
+        else:
+            await backlog.close()
+    return adopted
+
+
+def _note(clock: Clock) -> bytes:
+    return holder_note(clock.wall_ms(), os.getpid(), socket.gethostname())
+
+
+def _open(root: Path, options: SpoolOptions, fs: FileSystem, clock: Clock) -> tuple[Folder, Recovered]:
+    make_folders(fs, root)
+    if not options.allow_volatile:
+        check_device(fs, root)
+    for path in folders(fs, root):
+        if folder := lock_folder(fs, path, _note(clock)):
+            return _recover(folder)
+    return _recover(_make(root, fs, clock))
+
+
+def _make(root: Path, fs: FileSystem, clock: Clock) -> Folder:
+    for _ in range(_NEW_FOLDER_TRIES):
+        try:
+            return make_folder(fs, root, clock.wall_ms(), _note(clock))
+        except (FileNotFoundError, BlockingIOError):  # swept up by another process before it was locked
+            continue
+    raise BlockingIOError(f"no spool folder can be made under {root}")
+
+
+def _recover(folder: Folder) -> tuple[Folder, Recovered]:
+    try:
+        return folder, recover(folder)
+    except BaseException:
+        folder.lock.release()
+        raise
+
+
+def _adopt(root: Path, fs: FileSystem, clock: Clock) -> list[tuple[Folder, Recovered]]:
+    adopted = []
+    for path in hidden_folders(fs, root):
+        # Made by a process that ended before it could use it.
+        if folder := lock_folder(fs, path, _note(clock)):
+            folder.remove()
+    for path in folders(fs, root):
+        if folder := lock_folder(fs, path, _note(clock)):
+            try:
+                adopted.append(_recover(folder))
+            except (OSError, SpoolFormatError) as error:
+                _log.error("spool folder cannot be adopted", folder=path.name, error=str(error))
+    return adopted
