@@ -315,7 +315,7 @@ class SinkGroupSettings(BaseModel):
 
     sink_group_id: Text = Field(
         None,
-        description="consumer group of the sink; unset: dlrflow-sink- and the kind",
+        description="consumer group of the sink",
         json_schema_extra=_shown("dlrflow-sink-<kind>"),
     )
 
@@ -354,7 +354,7 @@ class LogSettings(BaseModel):
 
     log_format: Annotated[Literal["console", "json"] | None, Unset] = Field(
         None,
-        description="console or json; unset: console on a terminal, else json",
+        description="how log lines look",
         json_schema_extra=_shown("console on a terminal, else json"),
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")

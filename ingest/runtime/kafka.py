@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
@@ -21,8 +20,6 @@ from pydantic import SecretStr
 from ingest.runtime.backoff import Backoff
 from ingest.runtime.clock import Clock, SystemClock
 from ingest.runtime.errors import ServiceAwayError, UsageError
-
-log = structlog.get_logger(__name__)
 
 START_PATIENCE_S = 30.0
 _RETRY_FIRST_S = 0.2
@@ -134,6 +131,7 @@ class TopicAdmin:
         self._patience_s = patience_s
         self._clock = clock or SystemClock()
         self._client: AIOKafkaAdminClient | None = None
+        self._last_error = ""
 
     async def __aenter__(self) -> Self:
         """Connect.
@@ -146,7 +144,9 @@ class TopicAdmin:
                 await self._connect()
         except TimeoutError:
             servers = ", ".join(self._options["bootstrap_servers"])
-            raise ServiceAwayError(f"Kafka at {servers} did not answer within {self._patience_s:g} s") from None
+            raise ServiceAwayError(
+                f"Kafka at {servers} did not answer within {self._patience_s:g} s{self._last_error}"
+            ) from None
         return self
 
     async def __aexit__(
@@ -206,11 +206,13 @@ class TopicAdmin:
     async def _connect(self) -> None:
         backoff = Backoff(_RETRY_FIRST_S, _RETRY_MOST_S)
         while self._client is None:
+            while not await self._anyone_listens():
+                await self._clock.sleep(backoff.next())
             client = AIOKafkaAdminClient(**self._options, request_timeout_ms=_REQUEST_TIMEOUT_MS)
             try:
                 await client.start()
             except (KafkaError, OSError) as error:
-                log.debug("kafka is away", error=str(error))
+                self._last_error = f": {error}"
                 await client.close()
                 await self._clock.sleep(backoff.next())
             except BaseException:
@@ -218,6 +220,19 @@ class TopicAdmin:
                 raise
             else:
                 self._client = client
+
+    async def _anyone_listens(self) -> bool:
+        """Whether a connection can be made; the client would log an error for each that cannot."""
+        for server in self._options["bootstrap_servers"]:
+            host, _, port = server.rpartition(":")
+            try:
+                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            except OSError as error:
+                self._last_error = f": {error.strerror or error}"
+            else:
+                writer.close()
+                return True
+        return False
 
     async def _close(self) -> None:
         client, self._client = self._client, None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -23,8 +24,10 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from ingest.runtime.errors import UsageError
 
 DEFAULT = "default"
+HIDDEN = "(hidden)"
 _FILE = "_file"
 _SHOWN_CHARS_MAX = 60
+_PLAIN_FLOAT_MAX = 1e6
 _SECRET_FILE_CHARS_MAX = 65_536
 
 
@@ -68,6 +71,13 @@ class Surface:
     def name(self, field: str) -> str:
         """The name in the environment."""
         return self.prefix + field.upper()
+
+    def of(self, model: type[Settings]) -> list[str]:
+        """The fields of a model in the order of the surface, which knows all of them."""
+        strange = model.model_fields.keys() - self.fields.keys()
+        if strange:
+            raise ValueError(f"{model.__name__} has fields that are no settings: {sorted(strange)}")
+        return [field for field in self.fields if field in model.model_fields]
 
     def refuse_unknown(self, field: str, spelling: Callable[[str], str], words: str) -> None:
         """Raise `UsageError` for a name that is neither a setting nor the file form of a secret."""
@@ -118,7 +128,7 @@ def load(
     surface: Surface,
     *,
     environ: Mapping[str, str],
-    options: Mapping[str, str | None] | None = None,
+    options: Mapping[str, object] | None = None,
     config_file: Path | None = None,
 ) -> Loaded[S]:
     """Read the settings of a command from all places.
@@ -159,9 +169,79 @@ def is_secret(field: FieldInfo) -> bool:
     return SecretStr in (field.annotation, *get_args(field.annotation))
 
 
+def value_type(field: FieldInfo) -> Any:
+    """The type of a setting once it is set, without the None of those that may be unset."""
+    kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
+    return kinds[0] if NoneType in get_args(field.annotation) and len(kinds) == 1 else field.annotation
+
+
+def rendered_default(field: FieldInfo) -> str:
+    """The default as the environment would spell it, or the words that stand for one that is decided later."""
+    return _extra(field, "default_text") or rendered(field, field.default)
+
+
+def rendered(field: FieldInfo, value: object) -> str:
+    """A value as the environment would spell it; nothing of a secret but a DSN without its password."""
+    if isinstance(value, SecretStr):
+        return without_password(value.get_secret_value()) if _extra(field, "dsn") else HIDDEN
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:g}" if value < _PLAIN_FLOAT_MAX else str(int(value))
+        case tuple():
+            return ",".join(map(str, value))
+        case _:
+            return str(value)
+
+
+def without_password(dsn: str) -> str:
+    """A connection URL whose passwords are hidden, in front of the host and among its parameters."""
+    try:
+        parts = urlsplit(dsn)
+    except ValueError:
+        return HIDDEN
+    login, at, place = parts.netloc.rpartition("@")
+    user, colon, _password = login.partition(":")
+    netloc = f"{user}:{HIDDEN}@{place}" if at and colon else parts.netloc
+    query = "&".join(_hidden_parameter(pair) for pair in parts.query.split("&")) if parts.query else ""
+    return urlunsplit(parts._replace(netloc=netloc, query=query))
+
+
+def effective(
+    surface: Surface, loaded: Loaded[S], decided: Mapping[str, str] | None = None
+) -> list[tuple[str, str, str]]:
+    """Name in the environment, value and origin of every setting, in the order of the surface; secrets hidden.
+
+    Args:
+        surface: what exists at all.
+        loaded: settings of the command.
+        decided: what a setting that is unset amounts to, by field name.
+    """
+    rows = []
+    model = type(loaded.settings)
+    for field in surface.of(model):
+        value = rendered(model.model_fields[field], getattr(loaded.settings, field))
+        if loaded.origins[field] == DEFAULT:
+            value = (decided or {}).get(field) or rendered_default(model.model_fields[field])
+        rows.append((surface.name(field), value, loaded.origins[field]))
+    return rows
+
+
+def _extra(field: FieldInfo, key: str) -> Any:
+    return field.json_schema_extra.get(key) if isinstance(field.json_schema_extra, dict) else None
+
+
+def _hidden_parameter(pair: str) -> str:
+    name, equals, _value = pair.partition("=")
+    return f"{name}={HIDDEN}" if equals and "pass" in unquote(name).lower() else pair
+
+
 def allowed(field: FieldInfo) -> str:
     """What a setting may say, in words, for errors and help."""
-    kind = _without_none(field.annotation)
+    kind = value_type(field)
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
     if kind is bool:
@@ -184,11 +264,6 @@ def _bounds(field: FieldInfo) -> str:
         if getattr(rule, bound, None) is not None
     ]
     return " " + " and ".join(found) if found else ""
-
-
-def _without_none(annotation: Any) -> Any:
-    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
-    return kinds[0] if NoneType in get_args(annotation) and len(kinds) == 1 else annotation
 
 
 def _environment(model: type[Settings], surface: Surface, environ: Mapping[str, str]) -> _Place:
