@@ -22,21 +22,14 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
-from ingest.receiver.statuses import FAILED, NOT_HTTP, Answer
+from ingest.receiver.reply import Reply
+from ingest.receiver.statuses import FAILED, NOT_HTTP
 
 log = structlog.get_logger(__name__)
 
 
 class BrokenFramingError(Exception):
     """The parser refused what follows the head of a request; set on the body that was being read."""
-
-
-def reply(answer: Answer) -> web.Response:
-    """The response to an answer."""
-    response = web.Response(status=answer.status, body=answer.body, headers=answer.headers)
-    response.headers["Content-Type"] = "application/json"
-    response.headers["Server"] = "dlrflow"
-    return response
 
 
 class Connection(RequestHandler):
@@ -93,6 +86,11 @@ class Connection(RequestHandler):
         self.close()
         return True
 
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
+        """Go on reading if it was paused; aiohttp asks with every piece that is taken from a body."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """See `asyncio.Protocol`."""
         self._stop_head_timer()
@@ -118,10 +116,7 @@ class Connection(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("part of another answer is sent already")
         self._on_error(answer.status)
-        response = reply(answer)
-        response.headers["Connection"] = "close"
-        response.force_close()
-        return response
+        return Reply(answer, close=True)
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
         """A connection that ends in the middle of a body is the sender's affair, not an error of ours."""

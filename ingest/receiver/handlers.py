@@ -12,9 +12,10 @@ from aiohttp.streams import StreamReader
 from ingest.contract.push import Push, Route, count_reports
 from ingest.contract.report import RejectedError
 from ingest.receiver import statuses
-from ingest.receiver.connection import BrokenFramingError, reply
+from ingest.receiver.connection import BrokenFramingError
 from ingest.receiver.durable import RETRY_AFTER_S, Durable
 from ingest.receiver.parse import is_identity, is_of_type, is_plainly_chunked, target_path
+from ingest.receiver.reply import Reply
 from ingest.receiver.statistics import ReceiverMetrics
 from ingest.receiver.statuses import Answer, RefusedError
 from ingest.runtime.clock import Clock
@@ -72,11 +73,8 @@ class CallbackHandler:
         except RefusedError as refused:
             answer = refused.answer
         self._metrics.count_request(_OTHER if route is None else route, answer.status)
-        response = reply(answer)
-        if self.leaving or not request.content.is_eof():
-            # What is left of the body is read for a moment, so that the answer is not lost with it, then dropped.
-            response.force_close()
-        return response
+        # What is left of a body is read for a moment, so that the answer is not lost with it, then dropped.
+        return Reply(answer, close=self.leaving or not request.content.is_eof())
 
     async def _take(self, request: web.BaseRequest, route: Route | None, started: float) -> Answer:
         # The order of the checks is the contract's: 403 of the peer's network stands before the path,

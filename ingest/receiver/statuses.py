@@ -1,6 +1,6 @@
 """The closed set of answers, and the exact bytes of their bodies (contract.md section 3)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Final, Self
 
@@ -17,11 +17,23 @@ class Answer:
         status: of HTTP, and the `returnCode` of a refusal.
         body: JSON, without newline.
         headers: those that go with this status, besides the usual ones.
+        head: status line and headers as they are sent, but for those that differ from answer to answer.
     """
 
     status: HTTPStatus
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
+    head: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        lines = [
+            f"HTTP/1.1 {self.status.value} {self.status.phrase}",
+            "Server: dlrflow",
+            "Content-Type: application/json",
+            f"Content-Length: {len(self.body)}",
+            *(f"{name}: {value}" for name, value in self.headers),
+        ]
+        object.__setattr__(self, "head", "".join(f"{line}\r\n" for line in lines).encode())
 
     @classmethod
     def refusing(cls, status: HTTPStatus, sentence: str) -> Self:
