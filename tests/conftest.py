@@ -1,7 +1,7 @@
 """Real services for every test that asks for one.
 
-Each is the first of: the one that an environment variable names, a container where a Docker engine answers, a process of
-our own (deploy/local). Where none can be had the test fails; it is never skipped.
+Each is the first of: the one that an environment variable names, a container where a Docker engine answers, a process
+of our own (deploy/local). Where none can be had the test fails; it is never skipped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import pytest
-from docker.errors import DockerException
 
 from deploy.local.kafka import LocalKafka
 from deploy.local.postgres import LocalPostgres
@@ -109,7 +108,7 @@ def _first_of(
     if containers.engine_answers():
         try:
             return stack.enter_context(container())
-        except (DockerException, LocalServiceError) as error:
+        except (containers.DockerException, LocalServiceError) as error:
             reasons.append(f"in a container: {error}")
     try:
         return stack.enter_context(local())

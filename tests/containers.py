@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Final
 
 import asyncpg
-import docker
+import docker  # type: ignore[import-untyped]
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
-from docker.errors import DockerException
+from docker.errors import DockerException  # type: ignore[import-untyped]
 from testcontainers.core.container import DockerContainer
 
 from deploy.local.processes import LocalServiceError, PortLease, answer
+
+__all__ = ["DockerException", "engine_answers", "kafka", "postgres"]
 
 KAFKA_IMAGE: Final = "apache/kafka:4.3.1"
 POSTGRES_IMAGE: Final = "postgres:17.5"

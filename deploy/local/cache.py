@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from deploy.local.processes import LocalServiceError
 
@@ -36,7 +36,7 @@ def cache_dir() -> Path:
 
 def version(name: str) -> str:
     """Return the version that pom.xml pins under the property `<name>.version`."""
-    properties = ElementTree.parse(POM).find("m:properties", POM_NAMESPACE)  # noqa: S314 - our own file
+    properties = ET.parse(POM).find("m:properties", POM_NAMESPACE)  # noqa: S314 - our own file
     found = None if properties is None else properties.findtext(f"m:{name}.version", namespaces=POM_NAMESPACE)
     if found is None:
         raise LocalServiceError(f"{POM} has no property {name}.version")

@@ -12,6 +12,7 @@ import base64
 import functools
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,8 @@ JAVA_LEAST: Final = 17
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 30.0
 LOGGING: Final = Path(__file__).with_name("log4j2.yaml")
+QUIET_JVM: Final = ("-XX:-UsePerfData", "-Xlog:disable")
+"""No shared file under /tmp, no remarks on class archives in the log."""
 SMALL_JVM: Final = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 """Quick to start and small; for throughput a node wants the default collector and the full compiler."""
 
@@ -68,6 +71,7 @@ class LocalKafka:
         self._heap_mib = heap_mib
         self._throughput = throughput
         self._detached = detached
+        self._java: list[str] = []
         self._leases: list[PortLease] = []
         self._running: dict[int, Service] = {}
         self._frozen: set[int] = set()
@@ -100,22 +104,19 @@ class LocalKafka:
         """Format what is new, start every node, wait until all know each other, and return `bootstrap`.
 
         Raises:
-            LocalServiceError: Java or Maven is missing or too old, a wanted port is taken, or a node ends or stays silent.
+            LocalServiceError: Java or Maven is missing or too old, a wanted port is taken, a node ends or stays silent.
         """
-        java = java_program()
-        jars = class_path()
+        self._java = self._java or java_command(heap_mib=self._heap_mib, throughput=self._throughput)
         if self._own_folder:
             self._folder = Path(tempfile.mkdtemp(prefix="dlrflow-kafka-"))
         try:
             self._leases = self._lease_ports()
-            self._java = [str(java), *self._jvm_options(java, jars), "-cp", jars]
             with ThreadPoolExecutor(len(self.nodes)) as formatters:
                 list(formatters.map(self._format, self.nodes))
             for node in self.nodes:
                 self._launch(node)
             self.await_ready()
         except BaseException:
-            self._detached = False
             self.stop()
             raise
         return self.bootstrap
@@ -223,24 +224,13 @@ class LocalKafka:
         return self.folder / f"node-{node}"
 
     def _lease_ports(self) -> list[PortLease]:
-        leases = []
+        """Lease for each node the port of its clients, then that of its controller."""
+        leases: list[PortLease] = []
         for node in self.nodes:
-            if node <= len(self._wanted_ports):
-                port = self._wanted_ports[node - 1]
-                lease = PortLease.take(port)
-                if lease is None:
-                    raise LocalServiceError(f"port {port} for Kafka is in use")
-                leases.append(lease)
-            else:
-                leases.append(PortLease.any())
+            wanted = self._wanted_ports[node - 1 : node]
+            leases.append(PortLease.wanted(wanted[0], "Kafka") if wanted else PortLease.any())
             leases.append(PortLease.any())
         return leases
-
-    def _jvm_options(self, java: Path, jars: str) -> list[str]:
-        options = [f"-Xms{self._heap_mib}m", f"-Xmx{self._heap_mib}m", "-XX:-UsePerfData", "-Xlog:disable"]
-        if self._throughput:
-            return options
-        return [*options, *SMALL_JVM]
 
     def _format(self, node: int) -> None:
         home = self._home(node)
@@ -255,9 +245,9 @@ class LocalKafka:
             raise LocalServiceError(f"Kafka could not format {home}: {done.stderr.strip() or done.stdout.strip()}")
 
     def _cluster_id(self) -> str:
-        """Return the id of the cluster, made up once and kept in the folder: all nodes must have the same."""
-        digest = hashlib.blake2b(str(self.folder).encode(), digest_size=16).digest()
-        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+        """Return an id that is the same for all nodes of this folder and does not look like an option."""
+        digest = hashlib.blake2b(str(self.folder).encode(), digest_size=15).digest()
+        return base64.urlsafe_b64encode(b"\0" + digest).decode().rstrip("=")
 
     def _launch(self, node: int) -> None:
         home = self._home(node)
@@ -304,11 +294,13 @@ class LocalKafka:
         for topic in ("transaction.state.log", "share.coordinator.state.topic"):
             yield f"{topic}.min.isr", in_sync
         yield "group.initial.rebalance.delay.ms", 0
-        # Tests kill members, transactions and brokers; these say how soon the rest of the cluster believes it.
+        # Tests kill members, transactions and brokers; these say how soon the rest of the cluster may believe it.
         yield "group.min.session.timeout.ms", 1000
         yield "transaction.abort.timed.out.transaction.cleanup.interval.ms", 1000
-        yield "broker.session.timeout.ms", 2000
-        yield "broker.heartbeat.interval.ms", 500
+        if not self._throughput:
+            # A node that was killed can come back only when its old registration has expired.
+            yield "broker.session.timeout.ms", 3000
+            yield "broker.heartbeat.interval.ms", 500
         # The default buffer of 128 MiB does not fit a small heap.
         yield "log.cleaner.dedupe.buffer.size", 4 << 20
         yield "log.cleaner.threads", 1
@@ -326,20 +318,70 @@ def stop_detached(folder: Path) -> int:
     return len(found)
 
 
+def java_command(*, heap_mib: int, throughput: bool) -> list[str]:
+    """Return how to run a main class of Kafka: the program, its options and the class path, all fetched if needed.
+
+    Raises:
+        LocalServiceError: Java or Maven is missing or too old.
+    """
+    java, version = java_program()
+    jars = class_path()
+    heap = [f"-Xms{heap_mib}m", f"-Xmx{heap_mib}m"]
+    if throughput:
+        return [java, *QUIET_JVM, *heap, "-cp", jars]
+    archive = class_archive(java, version, jars)
+    shared = [] if archive is None else [f"-XX:SharedArchiveFile={archive}"]
+    return [java, *QUIET_JVM, *SMALL_JVM, *shared, *heap, "-cp", jars]
+
+
 def class_path() -> str:
-    """Return the class path of Kafka, fetched if needed; always the same text, as class-data archives ask for."""
+    """Return the class path of Kafka, fetched if needed; always the same text, as class archives ask for."""
     return os.pathsep.join(str(jar) for jar in sorted(cache.fetched("kafka").glob("*.jar")))
 
 
-def java_program() -> Path:
-    """Find Java 17 or newer: `JAVA_HOME`, else the PATH.
+def java_program() -> tuple[str, str]:
+    """Find Java 17 or newer, `JAVA_HOME` before the PATH; return the program and what it says about itself.
 
     Raises:
         LocalServiceError: there is none, or it is too old.
     """
     home = os.environ.get("JAVA_HOME")
-    found = shutil.which("java", path=f"{home}/bin" if home else None)
-    if found is None:
-        raise LocalServiceError("Java 17 or newer is needed to run Kafka here: install it, or name a running Kafka")
-    java = Path(found).resolve()
-    return java
+    java = shutil.which("java", path=f"{home}/bin" if home else None)
+    if java is None:
+        raise LocalServiceError(f"Java {JAVA_LEAST} or newer is needed to run Kafka here: install it, or name a Kafka")
+    said = subprocess.run([java, "-version"], check=False, capture_output=True, text=True).stderr
+    found = re.search(r'version "(\d+)', said)
+    if found is None or int(found[1]) < JAVA_LEAST:
+        raise LocalServiceError(
+            f"Java {JAVA_LEAST} or newer is needed to run Kafka here; {java} is {said.strip()[:60]}"
+        )
+    return str(Path(java).resolve()), said
+
+
+def class_archive(java: str, version: str, jars: str) -> Path | None:
+    """Return an archive of loaded classes, which halves the start of a node; None where it cannot be made.
+
+    It is made once per Java and class path, by a node that does nothing but start and end. Without it a node starts all
+    the same, so a failure is remembered and no more.
+    """
+    key = hashlib.sha256(f"{java}\0{version}\0{jars}\0{SMALL_JVM}".encode()).hexdigest()[:12]
+    archive = cache.fetched("kafka") / f"classes-{key}.jsa"
+    failed = archive.with_suffix(".failed")
+    if not archive.exists() and not failed.exists():
+        with cache.locked("kafka-classes"):
+            if not archive.exists() and not failed.exists():
+                _make_archive([java, *QUIET_JVM, *SMALL_JVM, f"-Xmx{HEAP_MIB}m"], jars, archive, failed)
+    return archive if archive.exists() else None
+
+
+def _make_archive(java: list[str], jars: str, archive: Path, failed: Path) -> None:
+    unfinished = archive.with_suffix(f".{os.getpid()}")
+    kafka = LocalKafka()
+    kafka._java = [*java, f"-XX:ArchiveClassesAtExit={unfinished}", "-cp", jars]  # noqa: SLF001 - of this module
+    try:
+        with kafka:
+            kafka.terminate()
+        unfinished.rename(archive)
+    except (LocalServiceError, OSError) as error:
+        unfinished.unlink(missing_ok=True)
+        failed.write_text(f"{error}\n")

@@ -78,7 +78,7 @@ def main() -> None:
         os.setgroups([])
         os.setgid(gid)
         os.setuid(uid)
-    os.execve(order["command"][0], order["command"], order["environment"])  # noqa: S606 - a shell is not wanted
+    os.execv(order["command"][0], order["command"])  # noqa: S606 - a shell is not wanted
 
 
 if __name__ == "__main__":

@@ -114,15 +114,13 @@ class LocalPostgres:
         if self._own_folder:
             self._folder = Path(tempfile.mkdtemp(prefix="dlrflow-postgres-"))
         try:
-            self._lease = PortLease.any() if self._wanted_port is None else PortLease.take(self._wanted_port)
-            if self._lease is None:
-                raise LocalServiceError(f"port {self._wanted_port} for PostgreSQL is in use")
+            wanted = self._wanted_port
+            self._lease = PortLease.any() if wanted is None else PortLease.wanted(wanted, "PostgreSQL")
             self._prepare_folder(user)
             self._binaries = reachable(binaries, user, self.folder)
             self._initialise(user)
             self._launch(user)
         except BaseException:
-            self._detached = False
             self.stop()
             raise
         return self.dsn
@@ -141,6 +139,11 @@ class LocalPostgres:
     def running(self) -> bool:
         """Whether the server's process exists; a frozen one does."""
         return self._service is not None and self._service.running()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server that was started."""
+        return self._process().pid
 
     def kill(self) -> None:
         """End the server with SIGKILL; its data stays."""
@@ -178,17 +181,28 @@ class LocalPostgres:
 
     def _prepare_folder(self, user: pwd.struct_passwd | None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        if user is not None:
-            os.chown(self.folder, user.pw_uid, user.pw_gid)
+        if user is None:
+            return
+        os.chown(self.folder, user.pw_uid, user.pw_gid)
+        barred = [place for place in self.folder.resolve().parents if not _enterable(place, user)]
+        if barred:
+            raise LocalServiceError(f"PostgreSQL runs as {user.pw_name}, who may not enter {barred[-1]}")
 
     def _initialise(self, user: pwd.struct_passwd | None) -> None:
         if (self._data / "PG_VERSION").exists():
             return
         command = [str(self._program("initdb")), "--pgdata", str(self._data), "--username", SUPERUSER, "--auth=trust"]
         command += ["--encoding=UTF8", "--locale=C", "--no-sync"]
-        ids = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         done = subprocess.run(
-            command, check=False, capture_output=True, text=True, cwd=self.folder, env=_environment(), **ids
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env=_environment(),
+            user=None if user is None else user.pw_uid,
+            group=None if user is None else user.pw_gid,
+            extra_groups=None if user is None else (),
         )
         if done.returncode != 0:
             raise LocalServiceError(f"initdb could not make {self._data}: {done.stderr.strip()}")

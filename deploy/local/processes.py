@@ -39,8 +39,8 @@ class LocalServiceError(Exception):
 class PortLease:
     """A free port of 127.0.0.1 that no other user of this module takes until it is released or this process ends.
 
-    The lease is an abstract Unix socket named after the port, so it needs no file and outlasts no process. It covers the
-    gaps while nothing listens: between choosing and binding, and while a killed node is down.
+    The lease is an abstract Unix socket named after the port, so it needs no file and outlasts no process. It covers
+    the gaps while nothing listens: between choosing and binding, and while a killed node is down.
     """
 
     def __init__(self, port: int, lock: socket.socket) -> None:
@@ -54,11 +54,25 @@ class PortLease:
         try:
             lock.bind(f"\0dlrflow-port-{port}")
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+                # What is left of closed connections is no hindrance to a server; one that listens is.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(("127.0.0.1", port))
         except OSError:
             lock.close()
             return None
         return cls(port, lock)
+
+    @classmethod
+    def wanted(cls, port: int, name: str) -> Self:
+        """Lease this very port for the service of that name.
+
+        Raises:
+            LocalServiceError: it is leased or in use.
+        """
+        lease = cls.take(port)
+        if lease is None:
+            raise LocalServiceError(f"port {port} for {name} is in use")
+        return lease
 
     @classmethod
     def any(cls) -> Self:
@@ -109,15 +123,14 @@ class Service:
             "command": list(command),
             "folder": str(folder),
             "log": str(log),
-            "environment": dict(os.environ if environment is None else environment),
             "user": user,
             "parent": None if detached else os.getpid(),
             "remove": None if remove is None else str(remove),
         }
         launcher = [sys.executable, "-I", "-S", str(LAUNCHER), json.dumps(order)]
         if detached:
-            return cls(int(subprocess.run(launcher, check=True, stdout=subprocess.PIPE).stdout))
-        child = subprocess.Popen(launcher, start_new_session=True, stdin=subprocess.DEVNULL)
+            return cls(int(subprocess.run(launcher, check=True, stdout=subprocess.PIPE, env=environment).stdout))
+        child = subprocess.Popen(launcher, start_new_session=True, stdin=subprocess.DEVNULL, env=environment)
         return cls(child.pid, child)
 
     def running(self) -> bool:
