@@ -6,16 +6,22 @@ imported inside the commands, so that help and mistakes are quick.
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ingest.contract.push import Route
 from ingest.contract.settings import PREFIX, LogSettings, all_fields
 from ingest.runtime.cli import Cli, print_effective
 from ingest.runtime.settings import Loaded, Surface
-from ingest.settings import IngestSettings, TopicsSettings
+from ingest.settings import IngestSettings, SimulateSettings, TopicsSettings
 
 SURFACE = Surface(prefix=PREFIX, fields=all_fields())
+
+
+def _share(meaning: str) -> typer.models.OptionInfo:
+    return typer.Option(min=0, max=1, help=f"share of {meaning}")
 
 
 def _prepare(settings: LogSettings) -> None:
@@ -42,6 +48,43 @@ def topics(
     from ingest.runtime.supervise import run  # noqa: PLC0415
 
     run(manage_topics(loaded.settings, check=check))
+
+
+@cli.command(SimulateSettings)
+def simulate(
+    loaded: Loaded[SimulateSettings],
+    *,
+    url: Annotated[str, typer.Option(help="scheme, host and port of the receiver")] = "http://127.0.0.1:8080",
+    messages: Annotated[int, typer.Option(min=0, help="number of different messages")] = 10_000,
+    rate: Annotated[float, typer.Option(min=0, help="reports per second; 0: as fast as possible")] = 0,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same traffic")] = 1,
+    long_share: Annotated[float, _share("messages with 2 to 8 segments")] = 0.3,
+    duplicate_share: Annotated[float, _share("reports that are sent twice")] = 0.02,
+    invalid_share: Annotated[float, _share("unusable elements beside the reports")] = 0.001,
+    incomplete_share: Annotated[float, _share("messages of which something final never comes")] = 0,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="reports come up to 20,000 reports late")] = False,
+    sign: Annotated[str | None, typer.Option(metavar="AK:SK", help="sign with this key pair")] = None,
+    connections: Annotated[int, typer.Option(min=1, max=10_000, help="connections at once")] = 16,
+    truth: Annotated[Path | None, typer.Option(help="file to write the truth to")] = None,
+) -> None:
+    """Play the SMS platform: push reports with a known truth."""
+    from ingest.runtime.supervise import run  # noqa: PLC0415
+    from ingest.simulator.plan import PlanOptions  # noqa: PLC0415
+    from ingest.simulator.run import play_platform  # noqa: PLC0415
+    from ingest.simulator.traffic import Target  # noqa: PLC0415
+
+    options = PlanOptions(
+        messages=messages,
+        seed=seed,
+        long_share=long_share,
+        duplicate_share=duplicate_share,
+        invalid_share=invalid_share,
+        incomplete_share=incomplete_share,
+        shuffle=shuffle,
+    )
+    paths = {Route.BATCH: loaded.settings.batch_path, Route.SINGLE: loaded.settings.single_path}
+    target = Target.parse(url, paths=paths, connections=connections, rate=rate, sign=sign)
+    run(play_platform(options, target, truth))
 
 
 @cli.command(IngestSettings)

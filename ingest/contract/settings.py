@@ -112,18 +112,18 @@ def _shown(text: str) -> dict[str, Any]:
 class KafkaSettings(BaseModel):
     """Kafka: where it is and how to log in."""
 
-    kafka_bootstrap_servers: Servers = Field("127.0.0.1:9092", description="brokers to begin with, host:port")
+    kafka_bootstrap_servers: Servers = Field(default="127.0.0.1:9092", description="brokers to begin with, host:port")
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="how to talk to the brokers"
+        default="PLAINTEXT", description="how to talk to the brokers"
     )
     kafka_sasl_mechanism: Annotated[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None, Unset] = Field(
-        None, description="how to log in, with SASL_PLAINTEXT and SASL_SSL"
+        default=None, description="how to log in, with SASL_PLAINTEXT and SASL_SSL"
     )
-    kafka_sasl_username: Text = Field(None, description="who logs in")
-    kafka_sasl_password: Secret = Field(None, description="password of the login")
-    kafka_ca_file: File = Field(None, description="certificates (PEM) that the brokers' must go back to")
-    kafka_cert_file: File = Field(None, description="our own certificate (PEM) for the brokers")
-    kafka_key_file: File = Field(None, description="its private key (PEM)")
+    kafka_sasl_username: Text = Field(default=None, description="who logs in")
+    kafka_sasl_password: Secret = Field(default=None, description="password of the login")
+    kafka_ca_file: File = Field(default=None, description="certificates (PEM) that the brokers' must go back to")
+    kafka_cert_file: File = Field(default=None, description="our own certificate (PEM) for the brokers")
+    kafka_key_file: File = Field(default=None, description="its private key (PEM)")
 
     @model_validator(mode="after")
     def _login_is_whole(self) -> Self:
@@ -157,9 +157,9 @@ class KafkaSettings(BaseModel):
 class TopicNameSettings(BaseModel):
     """Topics: their names."""
 
-    reports_topic: TopicName = Field("sms.status-reports", description="topic of the single reports")
-    results_topic: TopicName = Field("sms.message-results", description="topic of the results")
-    dead_letters_topic: TopicName = Field("sms.dead-letters", description="topic of what could not be used")
+    reports_topic: TopicName = Field(default="sms.status-reports", description="topic of the single reports")
+    results_topic: TopicName = Field(default="sms.message-results", description="topic of the results")
+    dead_letters_topic: TopicName = Field(default="sms.dead-letters", description="topic of what could not be used")
 
     @model_validator(mode="after")
     def _topics_differ(self) -> Self:
@@ -173,13 +173,13 @@ class TopicShapeSettings(BaseModel):
     """Topics: what they are made with."""
 
     topic_partitions: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        12, description="partitions of reports, results and changelog; cannot be changed later"
+        default=12, description="partitions of reports, results and changelog; cannot be changed later"
     )
-    topic_replication: Annotated[int, Field(ge=1, le=100)] = Field(1, description="replicas of each partition")
+    topic_replication: Annotated[int, Field(ge=1, le=100)] = Field(default=1, description="replicas of each partition")
     topic_min_insync: Annotated[int, Field(ge=1, le=100)] = Field(
-        1, description="replicas that must have a record before it counts as written"
+        default=1, description="replicas that must have a record before it counts as written"
     )
-    reports_retention_s: WholeSeconds = Field(604_800, description="how long reports stay in their topic")
+    reports_retention_s: WholeSeconds = Field(default=604_800, description="how long reports stay in their topic")
 
     @model_validator(mode="after")
     def _enough_replicas(self) -> Self:
@@ -191,15 +191,15 @@ class TopicShapeSettings(BaseModel):
 class ListenSettings(BaseModel):
     """Receiver: where it listens."""
 
-    http_host: Host = Field("127.0.0.1", description="address for the callbacks")
-    http_port: Port = Field(8080, description="port for the callbacks; 0: a free one, logged")
+    http_host: Host = Field(default="127.0.0.1", description="address for the callbacks")
+    http_port: Port = Field(default=8080, description="port for the callbacks; 0: a free one, logged")
 
 
 class PathSettings(BaseModel):
     """Receiver: its paths."""
 
-    batch_path: UrlPath = Field("/batchReport", description="path of the batch callback")
-    single_path: UrlPath = Field("/report", description="path of the single callback")
+    batch_path: UrlPath = Field(default="/batchReport", description="path of the batch callback")
+    single_path: UrlPath = Field(default="/report", description="path of the single callback")
 
     @model_validator(mode="after")
     def _paths_differ(self) -> Self:
@@ -211,30 +211,30 @@ class PathSettings(BaseModel):
 class WorkerSettings(BaseModel):
     """Receiver: processes and connections."""
 
-    workers: Annotated[int, Field(ge=1, le=256)] = Field(1, description="worker processes; one that dies is replaced")
-    request_timeout_s: Seconds = Field(10, description="time for a request to be complete")
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(default=1, description="worker processes; one that dies is replaced")
+    request_timeout_s: Seconds = Field(default=10, description="time for a request to be complete")
     keepalive_s: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = Field(
-        15, description="how long an idle connection stays open"
+        default=15, description="how long an idle connection stays open"
     )
     connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        2000, description="open connections of one worker at most"
+        default=2000, description="open connections of one worker at most"
     )
 
 
 class PushSettings(BaseModel):
     """Receiver: the size of a push."""
 
-    body_max_bytes: Annotated[int, Field(ge=1, le=64 * _MIB)] = Field(1_048_576, description="bytes of a body at most")
-    reports_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(1000, description="reports of a push at most")
+    body_max_bytes: Annotated[int, Field(ge=1, le=64 * _MIB)] = Field(default=1_048_576, description="bytes of a body at most")
+    reports_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(default=1000, description="reports of a push at most")
 
 
 class SpoolSettings(BaseModel):
     """Spool: what is kept on disk before the answer."""
 
-    spool_dir: Path = Field(Path("var/spool"), description="folder of the spool")
-    spool_max_bytes: Annotated[int, Field(ge=4096)] = Field(8 * _GIB, description="bytes of the whole folder at most")
+    spool_dir: Path = Field(default=Path("var/spool"), description="folder of the spool")
+    spool_max_bytes: Annotated[int, Field(ge=4096)] = Field(default=8 * _GIB, description="bytes of the whole folder at most")
     spool_allow_volatile: bool = Field(
-        default=False, description="accept tmpfs and network file systems, which may forget what was synced"
+       default= default=False, description="accept tmpfs and network file systems, which may forget what was synced"
     )
 
 
@@ -242,42 +242,42 @@ class AckSettings(BaseModel):
     """Receiver: what an answer promises."""
 
     ack_mode: Literal["spool-or-kafka", "spool", "kafka"] = Field(
-        "spool-or-kafka", description="what must have the reports before the answer"
+        default="spool-or-kafka", description="what must have the reports before the answer"
     )
-    ack_timeout_s: Seconds = Field(5, description="wait for Kafka's confirmation before answering 503")
+    ack_timeout_s: Seconds = Field(default=5, description="wait for Kafka's confirmation before answering 503")
 
 
 class AuthSettings(BaseModel):
     """Receiver: signatures."""
 
     auth_keys_file: File = Field(
-        None, description="JSON object, access key to secret key; unset: no signature is asked for"
+        default=None, description="JSON object, access key to secret key; unset: no signature is asked for"
     )
-    auth_clock_skew_s: Annotated[int, Field(ge=1, le=_YEAR_S)] = Field(900, description="how far X-Sdk-Date may be off")
+    auth_clock_skew_s: Annotated[int, Field(ge=1, le=_YEAR_S)] = Field(default=900, description="how far X-Sdk-Date may be off")
     auth_external_hosts: Annotated[
         tuple[Annotated[str, AfterValidator(_host_value)], ...], BeforeValidator(_listed)
-    ] = Field((), description="behind a proxy: host values to try; unset: as received")
+    ] = Field(default=(), description="behind a proxy: host values to try; unset: as received")
     auth_path_prefix: Annotated[str, AfterValidator(_prefix)] = Field(
-        "", description="behind a proxy: the path prefix that it removed"
+        default="", description="behind a proxy: the path prefix that it removed"
     )
     auth_connection_values: Annotated[tuple[Literal["close", "keep-alive"], ...], BeforeValidator(_listed)] = Field(
-        (), description="behind a proxy: connection values to try (close, keep-alive); unset: as received"
+        default=(), description="behind a proxy: connection values to try (close, keep-alive); unset: as received"
     )
 
 
 class NetworkSettings(BaseModel):
     """Receiver: who may push."""
 
-    allowed_networks: Networks = Field((), description="networks (CIDR) that may push; unset: all")
-    trusted_proxies: Networks = Field((), description="networks (CIDR) whose X-Forwarded-For counts")
+    allowed_networks: Networks = Field(default=(), description="networks (CIDR) that may push; unset: all")
+    trusted_proxies: Networks = Field(default=(), description="networks (CIDR) whose X-Forwarded-For counts")
 
 
 class TlsSettings(BaseModel):
     """Receiver: TLS."""
 
-    tls_cert_files: Files = Field((), description="certificate chains (PEM), RSA and ECDSA; unset: plain HTTP")
-    tls_key_files: Files = Field((), description="their private keys (PEM), in the same order")
-    tls_max_version: Literal["1.3", "1.2"] = Field("1.3", description="highest version of TLS that is offered")
+    tls_cert_files: Files = Field(default=(), description="certificate chains (PEM), RSA and ECDSA; unset: plain HTTP")
+    tls_key_files: Files = Field(default=(), description="their private keys (PEM), in the same order")
+    tls_max_version: Literal["1.3", "1.2"] = Field(default="1.3", description="highest version of TLS that is offered")
 
     @model_validator(mode="after")
     def _each_has_its_key(self) -> Self:
@@ -290,23 +290,23 @@ class GroupSettings(BaseModel):
     """Assembler: its group."""
 
     group_id: TopicName = Field(
-        "dlrflow-assembler", description="consumer group; a new one has no memory and emits the retained input again"
+        default="dlrflow-assembler", description="consumer group; a new one has no memory and emits the retained input again"
     )
 
 
 class WindowSettings(BaseModel):
     """Assembler: how long a message is waited for and remembered."""
 
-    reassembly_timeout_s: WholeSeconds = Field(259_200, description="wait for the missing parts of a message")
-    late_window_s: WholeSeconds = Field(259_200, description="memory of a message after its last result")
+    reassembly_timeout_s: WholeSeconds = Field(default=259_200, description="wait for the missing parts of a message")
+    late_window_s: WholeSeconds = Field(default=259_200, description="memory of a message after its last result")
 
 
 class AssemblySettings(BaseModel):
     """Assembler: its memory on disk and its pace."""
 
-    state_dir: Path = Field(Path("var/state"), description="folder of the assembler's memory")
+    state_dir: Path = Field(default=Path("var/state"), description="folder of the assembler's memory")
     commit_interval_ms: Annotated[int, Field(ge=1, le=60_000)] = Field(
-        200, description="time between two transactions of a partition"
+        default=200, description="time between two transactions of a partition"
     )
 
 
@@ -314,7 +314,7 @@ class SinkGroupSettings(BaseModel):
     """Sink: its group."""
 
     sink_group_id: Text = Field(
-        None,
+        default=None,
         description="consumer group of the sink",
         json_schema_extra=_shown("dlrflow-sink-<kind>"),
     )
@@ -324,20 +324,20 @@ class DestinationSettings(BaseModel):
     """Sink: where the results go."""
 
     postgres_dsn: Annotated[SecretStr, AfterValidator(_dsn)] = Field(
-        SecretStr("postgresql://127.0.0.1/dlrflow"),
+        default=SecretStr("postgresql://127.0.0.1/dlrflow"),
         description="database of the postgres sink",
         json_schema_extra={"dsn": True},
     )
-    sqlite_path: Path = Field(Path("var/results.db"), description="file of the sqlite sink")
-    jsonl_dir: Path = Field(Path("var/results"), description="folder of the jsonl sink")
+    sqlite_path: Path = Field(default=Path("var/results.db"), description="file of the sqlite sink")
+    jsonl_dir: Path = Field(default=Path("var/results"), description="folder of the jsonl sink")
 
 
 class AdminSettings(BaseModel):
     """Every long-running command: health and metrics."""
 
-    admin_host: Host = Field("127.0.0.1", description="address for health and metrics")
+    admin_host: Host = Field(default="127.0.0.1", description="address for health and metrics")
     admin_port: Port = Field(
-        9464, description="port for health and metrics; 0: a free one; the default gives way to a free one if taken"
+        default=9464, description="port for health and metrics; 0: a free one; the default gives way to a free one if taken"
     )
 
 
@@ -345,7 +345,7 @@ class ShutdownSettings(BaseModel):
     """Every long-running command: its end."""
 
     shutdown_grace_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = Field(
-        20, description="time for a clean end after SIGTERM"
+        default=20, description="time for a clean end after SIGTERM"
     )
 
 
@@ -353,11 +353,11 @@ class LogSettings(BaseModel):
     """Every command: its log."""
 
     log_format: Annotated[Literal["console", "json"] | None, Unset] = Field(
-        None,
+        default=None,
         description="how log lines look",
         json_schema_extra=_shown("console on a terminal, else json"),
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level that is logged")
 
 
 class AllTopicsSettings(TopicNameSettings, TopicShapeSettings, GroupSettings, WindowSettings):

@@ -106,7 +106,13 @@ def print_effective(surface: Surface, loaded: Loaded[S], decided: Mapping[str, s
 
 def _new_app(summary: str) -> typer.Typer:
     """Plain help, which is quick, and no tracebacks with local variables in them, which may be secrets."""
-    return typer.Typer(help=summary, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.callback(help=summary)(_nothing)
+    return app
+
+
+def _nothing() -> None:
+    """Make an application with one command ask for its name like one with many."""
 
 
 def _say(error: CommandError) -> int:
