@@ -7,7 +7,7 @@ imported inside the commands, so that help and mistakes are quick.
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from ingest.settings import IngestSettings, SimulateSettings, TopicsSettings
 SURFACE = Surface(prefix=PREFIX, fields=all_fields())
 
 
-def _share(meaning: str) -> typer.models.OptionInfo:
+def _share(meaning: str) -> Any:
     return typer.Option(min=0, max=1, help=f"share of {meaning}")
 
 

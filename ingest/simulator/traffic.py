@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Protocol
+from typing import Self
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from ingest.contract.push import Route
 from ingest.runtime.backoff import Backoff
+from ingest.runtime.errors import UsageError
 from ingest.simulator.plan import PlannedPush
 from ingest.simulator.signing import signed_headers
 
@@ -25,13 +27,6 @@ _CONTENT_TYPES = {
     Route.BATCH: "application/JSON;charset=UTF-8",
     Route.SINGLE: "application/x-www-form-urlencoded",
 }
-
-
-class Progress(Protocol):
-    """Is told of every push that was taken."""
-
-    def __call__(self, reports: int) -> None:
-        """Take the number of reports that were answered just now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +46,22 @@ class Target:
     connections: int
     rate: float
     key: tuple[str, str] | None
+
+    @classmethod
+    def parse(cls, url: str, *, paths: dict[Route, str], connections: int, rate: float, sign: str | None) -> Self:
+        """Read the words of the command line.
+
+        Raises:
+            UsageError: `url` is more or less than scheme, host and port, or `sign` is no `AK:SK`.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path.strip("/") or parts.query:
+            raise UsageError("--url takes scheme, host and port, such as http://127.0.0.1:8080")
+        access_key, colon, secret_key = (sign or "").partition(":")
+        if sign is not None and not (access_key and colon and secret_key):
+            raise UsageError("--sign takes an access key and a secret key, joined by a colon")
+        key = None if sign is None else (access_key, secret_key)
+        return cls(url=f"{parts.scheme}://{parts.netloc}", paths=paths, connections=connections, rate=rate, key=key)
 
 
 @dataclass(slots=True)
@@ -75,7 +86,7 @@ class Sent:
         return ordered[min(len(ordered) - 1, int(len(ordered) * quantile))] * 1000 if ordered else 0.0
 
 
-async def send(pushes: Iterable[PlannedPush], target: Target, stop: asyncio.Event, progress: Progress) -> Sent:
+async def send(pushes: Iterable[PlannedPush], target: Target, stop: asyncio.Event) -> Sent:
     """Send every push until it is answered 200 or 400; ends early when `stop` is set.
 
     With a rate the schedule does not wait for answers, up to `connections` pushes in flight; latency then counts from
@@ -101,7 +112,6 @@ async def send(pushes: Iterable[PlannedPush], target: Target, stop: asyncio.Even
                 if stop.is_set():
                     return
                 sent.latencies_s.append(time.monotonic() - at)
-                progress(push.reports)
 
         async with asyncio.TaskGroup() as tasks:
             for _ in range(target.connections):
