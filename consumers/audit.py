@@ -1,10 +1,11 @@
 """Compares what came out with what is known to have gone in: lost, wrong, repeated (contract.md sections 1 and 10).
 
-Pure: it is fed lines and records and counts. Memory is one short digest per message of the truth.
+Pure: it is fed lines and records and counts. Memory is some short digests per message and report.
 """
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Any
@@ -47,6 +48,8 @@ class _Expected:
     final: bool
     revision: int = 0
     result: bytes = b""
+    outcome: str = ""
+    record: bool = False
     row: bool = False
 
 
@@ -57,6 +60,8 @@ class Counts:
     messages: int = 0
     unusable: int = 0
     records: int = 0
+    repeats: int = 0
+    """Records of a report that was there before."""
     results: int = 0
     dead_letters: int = 0
     rows: int = 0
@@ -64,7 +69,6 @@ class Counts:
     """Incomplete in the truth, without a result, their timeout not yet over."""
     beyond: int = 0
     """Messages with results that the truth does not know: other traffic on the same topics."""
-    outcomes: dict[str, int] = field(default_factory=dict)
 
 
 class TruthError(ValueError):
@@ -91,6 +95,7 @@ class Audit:
         self._expected: dict[str, _Expected] = {}
         self._unusable: int | None = None
         self._dead: set[bytes] = set()
+        self._seen: set[bytes] = set()
         self._beyond: dict[str, int] = {}
 
     def add_truth(self, line: bytes) -> None:
@@ -135,6 +140,27 @@ class Audit:
             self.counts.beyond = len(self._beyond)
         elif revision == result.revision:
             expected.revision, expected.result = revision, digest_of(msgspec.to_builtins(result))
+            expected.outcome = result.outcome.value
+
+    def add_unreadable(self, where: str) -> None:
+        """Take a record of the results topic that is no result."""
+        self.counts.results += 1
+        self._find(Problem.WRONG, "-", where, "not a result")
+
+    def add_record(self, key: bytes | None, identity: bytes | None) -> None:
+        """Take a record of the reports topic.
+
+        Args:
+            key: its `smsMsgId`.
+            identity: its `ce_id`, or what else tells reports apart.
+        """
+        self.counts.records += 1
+        known = len(self._seen)
+        self._seen.add(blake2b(identity or b"", digest_size=_DIGEST_BYTES).digest())
+        self.counts.repeats += len(self._seen) == known
+        expected = self._expected.get((key or b"").decode(errors="replace"))
+        if expected is not None:
+            expected.record = True
 
     def add_dead_letter(self, key: bytes | None, value: bytes | None, stage: str, where: str) -> None:
         """Take a record of the dead-letters topic.
@@ -172,7 +198,8 @@ class Audit:
                 if not expected.final and waiting.get(message_id, False):
                     self.counts.pending += 1
                 else:
-                    self._find(Problem.LOST, message_id, "results", "no result")
+                    detail = "no result" if expected.record else "no result, and no report of it either"
+                    self._find(Problem.LOST, message_id, "results", detail)
                 continue
             if expected.result != expected.digest:
                 self._find(Problem.WRONG, message_id, "results", f"revision {expected.revision} differs from the truth")
@@ -185,6 +212,10 @@ class Audit:
     def unanswered(self) -> list[str]:
         """Messages that are incomplete in the truth and have no result yet."""
         return [key for key, expected in self._expected.items() if not expected.final and not expected.revision]
+
+    def outcomes(self) -> dict[str, int]:
+        """How many messages of the truth have which outcome in their last result."""
+        return dict(Counter(expected.outcome for expected in self._expected.values() if expected.revision))
 
     def _find(self, problem: Problem, message_id: str, where: str, detail: str, count: int = 1) -> None:
         self.found[problem] += count

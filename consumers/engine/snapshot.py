@@ -1,0 +1,125 @@
+"""Reads what a topic holds now, outside of any group, and writes single records: for commands that look and mend."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from consumers.engine.kafka import Options
+
+READ_IDLE_MAX_S = 30.0
+"""The longest wait for the next record of a topic that is known to hold one."""
+REQUEST_TIMEOUT_MS = 30_000
+FETCH_BYTES = 4 << 20
+READ_RECORDS = 5_000
+
+
+class Record(Protocol):
+    """A record as it was read."""
+
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+async def read_topic(
+    options: Options, topic: str, partitions: int, *, since_ms: int | None = None
+) -> AsyncIterator[Sequence[Record]]:
+    """Hand out every committed record that a topic holds at the moment of the call, each partition in order.
+
+    Args:
+        options: of every client.
+        topic: known to exist.
+        partitions: how many it has.
+        since_ms: leave out what is before the first record of this timestamp or a later one.
+
+    Raises:
+        TimeoutError: the brokers hand out nothing for `READ_IDLE_MAX_S`.
+    """
+    places = [TopicPartition(topic, partition) for partition in range(partitions)]
+    async with _reader(options, places) as consumer:
+        ends = await consumer.end_offsets(places)
+        starts: dict[TopicPartition, int] = await consumer.beginning_offsets(places)
+        if since_ms is not None:
+            found = await consumer.offsets_for_times(dict.fromkeys(places, since_ms))
+            starts = {place: found[place].offset if found[place] else ends[place] for place in places}
+        for place in places:
+            consumer.seek(place, starts[place])
+        open_places = {place for place in places if starts[place] < ends[place]}
+        consumer.pause(*(place for place in places if place not in open_places))
+        while open_places:
+            async with asyncio.timeout(READ_IDLE_MAX_S):
+                for place, records in (await _some(consumer, open_places)).items():
+                    yield [record for record in records if record.offset < ends[place]]
+                for place in [place for place in open_places if await consumer.position(place) >= ends[place]]:
+                    open_places.remove(place)
+                    consumer.pause(place)
+
+
+async def read_record(options: Options, topic: str, partition: int, offset: int) -> Record | None:
+    """One committed record, or None where there is none at that offset."""
+    place = TopicPartition(topic, partition)
+    async with _reader(options, [place]) as consumer:
+        start, end = (await consumer.beginning_offsets([place]))[place], (await consumer.end_offsets([place]))[place]
+        if not start <= offset < end:
+            return None
+        consumer.seek(place, offset)
+        async with asyncio.timeout(READ_IDLE_MAX_S):
+            while await consumer.position(place) <= offset:
+                fetched = await consumer.getmany(place, timeout_ms=500, max_records=1)
+                found: list[Record] = fetched.get(place, [])
+                if found:
+                    return found[0] if found[0].offset == offset else None
+    return None
+
+
+async def _some(consumer: AIOKafkaConsumer, places: set[TopicPartition]) -> dict[TopicPartition, list[Record]]:
+    """Records of one partition after the other; positions also move over control records, which hand out nothing."""
+    before = {place: await consumer.position(place) for place in places}
+    while True:
+        fetched: dict[TopicPartition, list[Record]] = await consumer.getmany(
+            *places, timeout_ms=200, max_records=READ_RECORDS
+        )
+        if fetched or any([await consumer.position(place) != before[place] for place in places]):
+            return fetched
+
+
+@asynccontextmanager
+async def _reader(options: Options, places: Sequence[TopicPartition]) -> AsyncIterator[AIOKafkaConsumer]:
+    consumer = AIOKafkaConsumer(
+        **options,
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+        max_partition_fetch_bytes=FETCH_BYTES,
+    )
+    consumer.assign(places)
+    try:
+        await consumer.start()
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+@asynccontextmanager
+async def single_record_producer(options: Options) -> AsyncIterator[AIOKafkaProducer]:
+    """A producer for some records, each awaited: idempotent, acknowledged by all in-sync replicas."""
+    producer: Any = AIOKafkaProducer(
+        **options,
+        acks="all",
+        enable_idempotence=True,
+        compression_type="zstd",
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+    )
+    try:
+        await producer.start()
+        yield producer
+    finally:
+        await producer.stop()
