@@ -211,7 +211,9 @@ class PathSettings(BaseModel):
 class WorkerSettings(BaseModel):
     """Receiver: processes and connections."""
 
-    workers: Annotated[int, Field(ge=1, le=256)] = Field(default=1, description="worker processes; one that dies is replaced")
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(
+        default=1, description="worker processes; one that dies is replaced"
+    )
     request_timeout_s: Seconds = Field(default=10, description="time for a request to be complete")
     keepalive_s: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = Field(
         default=15, description="how long an idle connection stays open"
@@ -224,17 +226,23 @@ class WorkerSettings(BaseModel):
 class PushSettings(BaseModel):
     """Receiver: the size of a push."""
 
-    body_max_bytes: Annotated[int, Field(ge=1, le=64 * _MIB)] = Field(default=1_048_576, description="bytes of a body at most")
-    reports_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(default=1000, description="reports of a push at most")
+    body_max_bytes: Annotated[int, Field(ge=1, le=64 * _MIB)] = Field(
+        default=1_048_576, description="bytes of a body at most"
+    )
+    reports_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=1000, description="reports of a push at most"
+    )
 
 
 class SpoolSettings(BaseModel):
     """Spool: what is kept on disk before the answer."""
 
     spool_dir: Path = Field(default=Path("var/spool"), description="folder of the spool")
-    spool_max_bytes: Annotated[int, Field(ge=4096)] = Field(default=8 * _GIB, description="bytes of the whole folder at most")
+    spool_max_bytes: Annotated[int, Field(ge=4096)] = Field(
+        default=8 * _GIB, description="bytes of the whole folder at most"
+    )
     spool_allow_volatile: bool = Field(
-       default= default=False, description="accept tmpfs and network file systems, which may forget what was synced"
+        default=False, description="accept tmpfs and network file systems, which may forget what was synced"
     )
 
 
@@ -253,7 +261,9 @@ class AuthSettings(BaseModel):
     auth_keys_file: File = Field(
         default=None, description="JSON object, access key to secret key; unset: no signature is asked for"
     )
-    auth_clock_skew_s: Annotated[int, Field(ge=1, le=_YEAR_S)] = Field(default=900, description="how far X-Sdk-Date may be off")
+    auth_clock_skew_s: Annotated[int, Field(ge=1, le=_YEAR_S)] = Field(
+        default=900, description="how far X-Sdk-Date may be off"
+    )
     auth_external_hosts: Annotated[
         tuple[Annotated[str, AfterValidator(_host_value)], ...], BeforeValidator(_listed)
     ] = Field(default=(), description="behind a proxy: host values to try; unset: as received")
@@ -290,7 +300,8 @@ class GroupSettings(BaseModel):
     """Assembler: its group."""
 
     group_id: TopicName = Field(
-        default="dlrflow-assembler", description="consumer group; a new one has no memory and emits the retained input again"
+        default="dlrflow-assembler",
+        description="consumer group; a new one has no memory and emits the retained input again",
     )
 
 
@@ -337,7 +348,8 @@ class AdminSettings(BaseModel):
 
     admin_host: Host = Field(default="127.0.0.1", description="address for health and metrics")
     admin_port: Port = Field(
-        default=9464, description="port for health and metrics; 0: a free one; the default gives way to a free one if taken"
+        default=9464,
+        description="port for health and metrics; 0: a free one; the default gives way to a free one if taken",
     )
 
 
@@ -357,7 +369,9 @@ class LogSettings(BaseModel):
         description="how log lines look",
         json_schema_extra=_shown("console on a terminal, else json"),
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level that is logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least level that is logged"
+    )
 
 
 class AllTopicsSettings(TopicNameSettings, TopicShapeSettings, GroupSettings, WindowSettings):
