@@ -5,13 +5,13 @@ them; whoever holds it makes that one transaction, or drops it and has changed n
 """
 
 from collections import ChainMap, Counter
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
-from consumers.entry import DIGEST_BYTES, Entry
-from consumers.message import Change, MessageState, decode, encode, is_forgotten
+from consumers.entry import DIGEST_BYTES, Entry, LedgerDamagedError, LedgerFormatError
+from consumers.message import Change, MessageState, StateFormatError, deadline, decode, encode, is_forgotten
 from consumers.results import expire, step
 from ingest.contract.dead_letter import DeadLetter, Origin, Stage
 from ingest.contract.envelope import Headers, result_headers
@@ -30,15 +30,15 @@ class InputRecord(Protocol):
     """What the assembler reads of a record on the reports topic."""
 
     @property
-    def offset(self) -> int: ...
+    def offset(self) -> int: ...  # noqa: D102
     @property
-    def timestamp(self) -> int: ...
+    def timestamp(self) -> int: ...  # noqa: D102
     @property
-    def key(self) -> bytes | None: ...
+    def key(self) -> bytes | None: ...  # noqa: D102
     @property
-    def value(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...  # noqa: D102
     @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...  # noqa: D102
 
 
 class Outgoing(NamedTuple):
@@ -89,6 +89,7 @@ class Draft:
         records: how many records were taken, by label of `dlrflow_records_total`.
         outcomes: how many results, by (outcome, reason).
         reasons: how many dead letters, by reason.
+        bytes: of the values of results and dead letters.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Draft:
         clock_ms: int,
         now_ms: int,
         lookup: Lookup,
-        overlay: MutableMapping[bytes, MessageState] | None = None,
+        overlay: Mapping[bytes, MessageState] | None = None,
     ) -> None:
         """Begin an empty cycle.
 
@@ -116,6 +117,7 @@ class Draft:
         self.records: Counter[str] = Counter()
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.reasons: Counter[str] = Counter()
+        self.bytes = 0
         self._rules = rules
         self._now_ms = now_ms
         self._lookup = lookup
@@ -133,7 +135,9 @@ class Draft:
         Raises:
             InternalError: our code failed on a record. The draft is of no use any more: begin another one and take
                 the records with `take_apart`.
-            Exception: what the lookup raises, and `StateFormatError`: not the record's fault.
+            LedgerDamagedError: what was remembered cannot be read.
+            LedgerFormatError: it was written by a newer release.
+            Exception: what the lookup raises.
         """
         usable, reports = self._read(records)
         keys = [record.key or b"" for record in usable]
@@ -157,7 +161,7 @@ class Draft:
                 clock_ms=self.clock_ms,
                 now_ms=self._now_ms,
                 lookup=self._lookup,
-                overlay=ChainMap(self.changed, self._overlay),
+                overlay=ChainMap(self.changed, dict(self._overlay)),
             )
             try:
                 trial.take([record])
@@ -173,6 +177,7 @@ class Draft:
         rules = self._rules
         self.records[UNUSABLE] += 1
         self.reasons[rejected.reason] += 1
+        self.bytes += len(record.value or b"")
         self.dead_letters.append(
             DeadLetter.of_record(
                 Stage.ASSEMBLE,
@@ -190,14 +195,22 @@ class Draft:
 
         Args:
             due: (digest, committed payload) of messages that wait (`Ledger.due`).
+
+        Raises:
+            InternalError: our code failed on one of them.
+            LedgerDamagedError, LedgerFormatError: as `take`.
         """
         for digest, payload in due:
-            state = self.changed.get(digest) or self._overlay.get(digest) or decode(payload)
-            if not state.waiting or state.seen_at + self._rules.timeout_ms > self.clock_ms:
+            state = self.changed.get(digest) or self._overlay.get(digest) or _remembered(payload)
+            due_at = deadline(state, self._rules.timeout_ms)
+            if due_at is None or due_at > self.clock_ms:
                 continue
-            after, result = expire(state, self.clock_ms)
+            try:
+                after, result = expire(state, self.clock_ms)
+                self._emit(result.sms_msg_id.encode(), result)
+            except Exception as error:
+                raise InternalError from error
             self.changed[digest] = after
-            self._emit(result.sms_msg_id.encode(), result)
 
     def entries(self) -> list[Entry]:
         """The changed states as the ledger takes them.
@@ -219,13 +232,8 @@ class Draft:
         usable: list[InputRecord] = []
         reports: list[Report] = []
         for record in records:
-            value = record.value
             try:
-                if value is None:
-                    raise RejectedError(Reason.NOT_JSON, "The record has no value.")
-                report = decode_report(value)
-                if record.key != report.message_id.encode():
-                    raise RejectedError(Reason.KEY_MISMATCH, "The key is not the smsMsgId.", report.message_id)
+                report = _report_of(record)
             except RejectedError as rejected:
                 self.refuse(record, rejected)
             except Exception as error:
@@ -252,7 +260,7 @@ class Draft:
         changed, overlay = self.changed, self._overlay
         unread = [digest for digest in dict.fromkeys(digests) if digest not in changed and digest not in overlay]
         states = {
-            digest: decode(payload)
+            digest: _remembered(payload)
             for digest, payload in zip(unread, self._lookup(unread) if unread else (), strict=True)
             if payload is not None
         }
@@ -288,7 +296,9 @@ class Draft:
 
     def _emit(self, key: bytes, result: Result) -> None:
         headers = result_headers(result.sms_msg_id, result.revision, self._rules.reports_topic, self._now_ms)
-        self.results.append(Outgoing(key, encode_result(result), headers, self._now_ms))
+        value = encode_result(result)
+        self.bytes += len(value)
+        self.results.append(Outgoing(key, value, headers, self._now_ms))
         self.outcomes[result.outcome, result.reason] += 1
 
     def _merge(self, other: "Draft") -> None:
@@ -298,9 +308,29 @@ class Draft:
         self.records += other.records
         self.outcomes += other.outcomes
         self.reasons += other.reasons
-        self._fresh |= other._fresh
+        self.bytes += other.bytes
+        self._fresh |= other._fresh  # noqa: SLF001 - the same class
+
+
+def _report_of(record: InputRecord) -> Report:
+    value = record.value
+    if value is None:
+        raise RejectedError(Reason.NOT_JSON, "The record has no value.")
+    report = decode_report(value)
+    if record.key != report.message_id.encode():
+        raise RejectedError(Reason.KEY_MISMATCH, "The key is not the smsMsgId.", report.message_id)
+    return report
 
 
 def _astray(report: Report) -> RejectedError:
     detail = "The record stands in a partition that its key does not belong to."
     return RejectedError(Reason.WRONG_PARTITION, detail, report.message_id)
+
+
+def _remembered(payload: bytes) -> MessageState:
+    try:
+        return decode(payload)
+    except StateFormatError as error:
+        raise LedgerFormatError(str(error)) from error
+    except ValueError as error:
+        raise LedgerDamagedError("a remembered message cannot be read") from error
