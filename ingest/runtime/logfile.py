@@ -85,7 +85,7 @@ def scan(buffer: bytes, start: int = 0, *, salt: int = 0, after: int = -1) -> It
         after: sequence that the first frame must be above.
     """
 
-    def read(at: int, size: int) -> bytes:
+    def read(size: int, at: int) -> bytes:
         return buffer[at : at + size]
 
     return _scan(_Window(read, len(buffer), max(len(buffer), 1)), start, salt=salt, after=after)
@@ -248,7 +248,7 @@ class _Window:
     """A file seen through one buffer that moves along."""
 
     def __init__(self, read: Callable[[int, int], bytes], end: int, chunk_bytes: int) -> None:
-        self._read = read  # (offset, size)
+        self._read = read  # (size, offset), as File.pread
         self._chunk_bytes = chunk_bytes
         self._start = 0
         self._data = b""
@@ -259,7 +259,7 @@ class _Window:
         size = min(size, self.end - at)
         skip = at - self._start
         if skip < 0 or skip + size > len(self._data):
-            self._data = self._read(at, min(max(size, self._chunk_bytes), self.end - at))
+            self._data = self._read(min(max(size, self._chunk_bytes), self.end - at), at)
             self._start, skip = at, 0
         return self._data[skip : skip + size]
 

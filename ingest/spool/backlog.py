@@ -220,17 +220,18 @@ class DiskBacklog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._task is not None:
-            await self._task
         try:
+            if self._task is not None:
+                await self._task
             await self.tidy()
         except OSError as error:
             _log.warning("spool cursor not moved at close, repeats will follow", folder=self.name, error=str(error))
-        self.accounts.detach(self)
-        try:
-            await self._in_keeper(self._let_go)
         finally:
-            self._keeper.shutdown()
+            self.accounts.detach(self)
+            try:
+                await self._in_keeper(self._let_go)
+            finally:
+                self._keeper.shutdown()
 
     def _let_go(self) -> None:
         self._cursor.close()

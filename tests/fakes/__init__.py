@@ -1,0 +1,1 @@
+"""In place of the outside world: same promises, no machine."""
