@@ -9,7 +9,7 @@ import structlog
 from ingest.contract.dead_letter import DeadLetter, Unit
 from ingest.contract.push import Push, split
 from ingest.contract.report import Reason, RejectedError
-from ingest.forward.record import Record, report_record
+from ingest.forward.record import Record, ReportRecords
 
 _log = structlog.get_logger(__name__)
 
@@ -105,11 +105,11 @@ def unpack(push: Push, *, reports_max: int, now_ms: int) -> Parcel:
 
 
 def _unpack(push: Push, reports_max: int, now_ms: int) -> Parcel:
-    route, received_ms = push.route, push.received_ms
+    make = ReportRecords(push.route, push.received_ms).make
     records, letters = [], []
-    for value, report, rejected in split(route, push.body, reports_max=reports_max, counted=push.reports):
+    for value, report, rejected in split(push.route, push.body, reports_max=reports_max, counted=push.reports):
         if report is not None:
-            records.append(report_record(value, report, route, received_ms))
+            records.append(make(value, report))
         elif rejected is not None:
             letters.append(_letter(push, value, rejected, Unit.ELEMENT, now_ms))
     return Parcel(push, records, letters, dead=min(len(letters), push.reports))

@@ -8,6 +8,8 @@ from ingest.contract.identity import report_id
 from ingest.contract.push import Route
 from ingest.contract.report import Report
 
+_ID = "ce_id"
+
 
 class Record(msgspec.Struct, frozen=True, gc=False):
     """One Kafka record before it has a place.
@@ -23,10 +25,21 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     timestamp_ms: int
 
 
-def report_record(value: bytes, report: Report, route: Route, received_ms: int) -> Record:
-    """The record of one usable report (contract.md section 6)."""
-    headers = report_headers(route, report_id(report), received_ms)
-    return Record(report.message_id.encode(), value, headers, received_ms)
+class ReportRecords:
+    """Makes the records of one push (contract.md section 6). Their headers differ in `ce_id` alone."""
+
+    __slots__ = ("_after", "_before", "_received_ms")
+
+    def __init__(self, route: Route, received_ms: int) -> None:
+        headers = report_headers(route, "", received_ms)
+        at = headers.index((_ID, b""))
+        self._before, self._after = headers[:at], headers[at + 1 :]
+        self._received_ms = received_ms
+
+    def make(self, value: bytes, report: Report) -> Record:
+        """The record of one usable report, whose bytes are `value`."""
+        headers = [*self._before, (_ID, report_id(report).encode()), *self._after]
+        return Record(report.message_id.encode(), value, headers, self._received_ms)
 
 
 def dead_letter_record(letter: DeadLetter) -> Record:
