@@ -1,0 +1,134 @@
+"""Who still waits past its deadline: a walk behind the journal, with no index of its own.
+
+`seen_at` never falls from one first sight to the next, so the first sights of waiting messages stand in the journal in
+the order of their deadlines. The walk asks the index for each whether it waits still, in the same life.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from consumers.entry import DIGEST_BYTES, Cursor, Due
+from consumers.ledger.changelog import FIRST_SEEN, SEEN_AT_SHIFT, WAITING, Rows, rows_of
+from consumers.ledger.generation import Stored
+from consumers.ledger.index import Index
+from consumers.ledger.journal import WAITING_BIT, Journal
+
+CANDIDATES_MAX = 8192
+RECORDS_MAX = 2048
+"""Most that one look examines, so that it takes some milliseconds."""
+
+
+class _Candidates(NamedTuple):
+    """First sights of waiting messages up to some time: rows, and where each stands in the changelog."""
+
+    rows: Rows
+    offsets: npt.NDArray[np.int64]
+    indexes: npt.NDArray[np.int64]
+
+
+class Deadlines:
+    """The deadlines of one partition. It remembers where in the journal it stopped, nothing else."""
+
+    def __init__(self, journal: Journal, index: Index) -> None:
+        """Look at this journal and index."""
+        self._journal = journal
+        self._index = index
+        self._stopped: tuple[int, int, int] | None = None  # changelog offset, generation, byte of the frame
+
+    def reset(self) -> None:
+        """Forget the place: the journal is another one."""
+        self._stopped = None
+
+    def due(self, cursor: Cursor, seen_until_ms: int, limit: int) -> Due:
+        """As `consumers.engine.protocols.Ledger.due`."""
+        if limit < 1:
+            raise ValueError("a look at the deadlines must be allowed to find something")
+        candidates, after, more = self._walk(cursor, seen_until_ms)
+        messages, first_left = self._still_waiting(candidates, limit)
+        if first_left is not None:
+            after, more = Cursor(*first_left), True
+        return Due(messages, max(after, cursor), more)
+
+    def _walk(self, cursor: Cursor, seen_until_ms: int) -> tuple[_Candidates, Cursor, bool]:
+        """First sights from the cursor on, the first place that was not examined, and whether the bound ended it."""
+        rows: list[Rows] = []
+        offsets: list[npt.NDArray[np.int64]] = []
+        indexes: list[npt.NDArray[np.int64]] = []
+        found = 0
+        place = self._find(cursor)
+        after, more = Cursor(self._journal.next_offset), False
+        for walked, stored in enumerate(self._journal.records(*place)):
+            if walked >= RECORDS_MAX or found >= CANDIDATES_MAX:
+                after, more = Cursor(stored.offset), True
+                self._stop_at(stored)
+                break
+            all_rows = rows_of(self._journal.rows_of(stored))
+            at = _first_sights(all_rows, cursor.index if stored.offset == cursor.offset else 0)
+            times = (all_rows["meta"][at] >> np.uint64(SEEN_AT_SHIFT)).astype(np.int64)
+            later = np.flatnonzero(times > seen_until_ms)
+            kept = at[: later[0]] if later.size else at
+            rows.append(all_rows[kept])
+            offsets.append(np.full(len(kept), stored.offset))
+            indexes.append(kept)
+            found += len(kept)
+            if later.size:
+                after = Cursor(stored.offset, int(at[later[0]]))
+                self._stop_at(stored)
+                break
+        else:
+            self._stopped = (self._journal.next_offset, *self._journal.end())
+        none = np.zeros(0, np.int64)
+        return (
+            _Candidates(
+                np.concatenate([rows_of(b""), *rows]),
+                np.concatenate([none, *offsets]),
+                np.concatenate([none, *indexes]),
+            ),
+            after,
+            more,
+        )
+
+    def _still_waiting(
+        self, candidates: _Candidates, limit: int
+    ) -> tuple[list[tuple[bytes, bytes]], tuple[int, int] | None]:
+        """Those that wait in the same life, at most `limit`, and the changelog place of the first one left over."""
+        first = candidates.rows
+        high, low = np.ascontiguousarray(first["high"]), np.ascontiguousarray(first["low"])
+        places = self._index.find(high, low)
+        waits = np.flatnonzero(places & np.uint64(WAITING_BIT))
+        latest, payloads = self._journal.read(places[waits], high[waits], low[waits])
+        same_life = (latest["meta"] >> np.uint64(SEEN_AT_SHIFT)) == (first["meta"][waits] >> np.uint64(SEEN_AT_SHIFT))
+        messages: dict[bytes, bytes] = {}
+        for index in np.flatnonzero(same_life).tolist():
+            candidate = int(waits[index])
+            digest = first[candidate].tobytes()[:DIGEST_BYTES]
+            if len(messages) == limit and digest not in messages:
+                return list(messages.items()), (int(candidates.offsets[candidate]), int(candidates.indexes[candidate]))
+            messages.setdefault(digest, payloads[index])
+        return list(messages.items()), None
+
+    def _find(self, cursor: Cursor) -> tuple[int, int]:
+        """The frame of the first record at or after a cursor: generation and byte."""
+        if self._stopped is not None and self._stopped[0] <= cursor.offset:
+            number, start = self._stopped[1:]
+        else:
+            number, start = 0, 0
+        for generation in self._journal.generations:
+            if generation.number < number or generation.last_offset < cursor.offset:
+                continue
+            for stored in generation.records(start if generation.number == number else 0):
+                if stored.offset >= cursor.offset:
+                    self._stop_at(stored)
+                    return stored.frame
+        return self._journal.end()
+
+    def _stop_at(self, stored: Stored) -> None:
+        self._stopped = (stored.offset, *stored.frame)
+
+
+def _first_sights(rows: Rows, begin: int) -> npt.NDArray[np.int64]:
+    """Indexes, from `begin` on, of rows that begin a life and wait."""
+    both = np.uint64(FIRST_SEEN | WAITING)
+    return np.flatnonzero((rows["meta"][begin:] & both) == both) + begin
