@@ -1,7 +1,5 @@
 """What the one-shot commands of `python -m ingest` do."""
 
-from collections.abc import Sequence
-
 import typer
 from aiokafka.errors import KafkaError
 
@@ -24,25 +22,32 @@ async def manage_topics(settings: TopicsSettings, *, check: bool) -> None:
         UsageError: the brokers refuse to make a topic like that.
     """
     wanted = wanted_topics(settings.topic_needs())
+    names = {spec.name for spec in wanted}
+    made: list[str] = []
     try:
         async with TopicAdmin(client_options(settings)) as admin:
-            existing = await admin.existing(describe={spec.name for spec in wanted})
+            existing = await admin.existing(describe=names)
             missing = [spec for spec in wanted if spec.name not in existing]
-            made = [] if check else await admin.create(missing)
+            if missing and not check:
+                made = await admin.create(missing)
+                existing = await admin.existing(describe=names)
     except KafkaError as error:
         raise ServiceAwayError(f"Kafka went away while its topics were looked at: {error}") from None
-    found = [_difference(spec, existing.get(spec.name), made) for spec in wanted]
+    # A broker of several may not have heard of a topic that was made just now; it is as it was made.
+    found = [
+        [] if spec.name in made and spec.name not in existing else _differences(spec, existing.get(spec.name))
+        for spec in wanted
+    ]
     for spec, lines in zip(wanted, found, strict=True):
-        for line in lines or [f"{spec.name}: {'created' if spec.name in made else 'as needed'}"]:
+        well = "created" if spec.name in made else "as needed"
+        for line in lines or [f"{spec.name}: {well}"]:
             typer.echo(line)
     wrong = sum(bool(lines) for lines in found)
     if check and wrong:
         raise FoundError(f"{wrong} of {len(wanted)} topics are not as needed")
 
 
-def _difference(spec: TopicSpec, state: TopicState | None, made: Sequence[str]) -> list[str]:
-    if spec.name in made:
-        return []
+def _differences(spec: TopicSpec, state: TopicState | None) -> list[str]:
     if state is None:
         return [f"{spec.name}: missing"]
     return differences(spec, partitions=state.partitions, replication=state.replication, configs=state.configs)

@@ -5,6 +5,7 @@ asks for a topic by name: it lists all of them, and describes the configuration 
 """
 
 import asyncio
+import os
 import ssl
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ _RETRY_FIRST_S = 0.2
 _RETRY_MOST_S = 2.0
 _REQUEST_TIMEOUT_MS = 10_000
 _CLOSE_S = 2.0
+_USABLE_S = 15.0
+_LOOK_FIRST_S = 0.02
+_LOOK_MOST_S = 0.5
 
 
 class KafkaLogin(Protocol):
@@ -179,15 +183,20 @@ class TopicAdmin:
     async def create(self, wishes: Iterable[TopicWish]) -> list[str]:
         """Make topics and return the names of those made; one that exists by now is left as it is.
 
+        On return each of them is listed with a leader for every partition: a broker learns of a topic some time after
+        the controller made it.
+
         Raises:
             UsageError: the brokers refused one, for instance for too many replicas.
+            ServiceAwayError: a topic was made but did not become usable in time.
         """
-        topics = [
-            NewTopic(wish.name, wish.partitions, wish.replication, topic_configs=dict(wish.configs)) for wish in wishes
-        ]
+        topics = {
+            wish.name: NewTopic(wish.name, wish.partitions, wish.replication, topic_configs=dict(wish.configs))
+            for wish in wishes
+        }
         if not topics:
             return []
-        response = await self._admin.create_topics(topics)
+        response = await self._admin.create_topics(list(topics.values()))
         made = []
         for name, code, message in response.topic_errors:
             error = for_code(code)
@@ -195,6 +204,11 @@ class TopicAdmin:
                 raise UsageError(f"Kafka does not create topic {name}: {message or error.__name__}")
             if not code:
                 made.append(name)
+        try:
+            async with asyncio.timeout(_USABLE_S):
+                await self._usable(topics.keys())
+        except TimeoutError:
+            raise ServiceAwayError(f"Kafka made topics that have no leaders after {_USABLE_S:g} s") from None
         return made
 
     @property
@@ -221,6 +235,18 @@ class TopicAdmin:
             else:
                 self._client = client
 
+    async def _usable(self, names: Collection[str]) -> None:
+        backoff = Backoff(_LOOK_FIRST_S, _LOOK_MOST_S)
+        while True:
+            usable = {
+                topic["topic"]
+                for topic in await self._admin.describe_topics()
+                if topic["partitions"] and all(partition["leader"] >= 0 for partition in topic["partitions"])
+            }
+            if usable.issuperset(names):
+                return
+            await self._clock.sleep(backoff.next())
+
     async def _anyone_listens(self) -> bool:
         """Whether a connection can be made; the client would log an error for each that cannot."""
         for server in self._options["bootstrap_servers"]:
@@ -228,7 +254,7 @@ class TopicAdmin:
             try:
                 _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
             except OSError as error:
-                self._last_error = f": {error.strerror or error}"
+                self._last_error = f": {os.strerror(error.errno) if error.errno else error}"
             else:
                 writer.close()
                 return True
