@@ -15,7 +15,7 @@ from ingest.contract.push import Route
 from ingest.contract.settings import PREFIX, LogSettings, all_fields
 from ingest.runtime.cli import Cli, print_effective
 from ingest.runtime.settings import Loaded, Surface
-from ingest.settings import IngestSettings, SimulateSettings, TopicsSettings
+from ingest.settings import IngestSettings, ReceiveSettings, SimulateSettings, TopicsSettings
 
 SURFACE = Surface(prefix=PREFIX, fields=all_fields())
 
@@ -33,6 +33,15 @@ def _prepare(settings: LogSettings) -> None:
 cli = Cli(
     "python -m ingest", "Status reports of an SMS platform, from HTTP to Kafka.", surface=SURFACE, prepare=_prepare
 )
+
+
+@cli.command(ReceiveSettings)
+def receive(loaded: Loaded[ReceiveSettings]) -> None:
+    """Take pushes over HTTP and publish each report, until stopped."""
+    from ingest.receive import receive as serve  # noqa: PLC0415
+    from ingest.runtime.supervise import run  # noqa: PLC0415
+
+    run(serve(loaded.settings, os.environ))
 
 
 @cli.command(TopicsSettings)

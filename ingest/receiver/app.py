@@ -92,10 +92,12 @@ class CallbackPort:
         self._handler = CallbackHandler(
             paths=settings.paths, limits=settings.limits, durable=durable, clock=clock, metrics=metrics
         )
+        self._handler.leaving = not settings.keepalive_s
         self._server = Server(
             self._handler,
             head_timeout_s=settings.request_timeout_s,
-            keepalive_timeout=settings.keepalive_s,
+            # A connection that has not asked yet is never closed at once.
+            keepalive_timeout=settings.keepalive_s or settings.request_timeout_s,
             lingering_time=LINGER_S,
             on_error=lambda status: metrics.count_request("other", status),
             on_lost=self._on_lost,

@@ -121,12 +121,10 @@ class InKafka:
             raise BusyError(RETRY_AFTER_S)
         task.result()
 
-    async def settle(self, within_s: float) -> None:
-        """Wait for publishes that nobody waits for any more; give up on those that are not over in time."""
-        if self._outstanding:
-            _, late = await asyncio.wait(self._outstanding, timeout=within_s)
-            for task in late:
-                task.cancel()
+    async def settled(self) -> None:
+        """Return once every publish has ended, those that nobody waits for any more included."""
+        while self._outstanding:
+            await asyncio.wait(self._outstanding)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._outstanding_bytes -= self._outstanding.pop(task)
@@ -152,6 +150,10 @@ class InSpoolOrKafka:
     def has_room(self) -> bool:
         """See `Durable`."""
         return self._spool.has_room() or self._kafka.has_room()
+
+    async def settled(self) -> None:
+        """See `InKafka`."""
+        await self._kafka.settled()
 
 
 def durable_path(

@@ -61,7 +61,7 @@ class CallbackHandler:
         self._metrics = metrics
         self._held_bytes = 0
         self.leaving = False
-        """Set when a shutdown has begun: every answer then asks the sender to open another connection."""
+        """Every answer asks the sender to open another connection: a shutdown has begun, or none is to be kept."""
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""

@@ -1,0 +1,117 @@
+"""The command `receive`: one listening socket, worker processes behind it, health and metrics of all of them.
+
+What a worker is made of stands in `ingest.receive_worker`.
+"""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+
+from ingest.contract.settings import PREFIX, AuthSettings, NetworkSettings, TlsSettings
+from ingest.receive_topics import look_at_topics
+from ingest.receiver.durable import AckMode
+from ingest.receiver.listen import open_listener
+from ingest.receiver.workers import WorkerPool
+from ingest.runtime.admin import AdminServer, Health
+from ingest.runtime.clock import SystemClock
+from ingest.runtime.errors import UsageError
+from ingest.runtime.kafka import client_options
+from ingest.runtime.metrics import exposition, forget_worker, worker_environment
+from ingest.runtime.supervise import stop_event_on_signals
+from ingest.settings import ReceiveSettings
+
+log = structlog.get_logger(__name__)
+
+WORKER: Final = ("-m", "ingest.receive_worker")
+
+WORKERS_SHARE: Final = 0.95
+"""Of the grace time: when it has passed, workers are killed that have not ended by themselves."""
+
+
+async def receive(settings: ReceiveSettings, environ: Mapping[str, str]) -> None:
+    """Take pushes until SIGTERM or SIGINT. Kafka away never ends it.
+
+    Args:
+        settings: of the command.
+        environ: handed on to the workers; a service manager names its socket in it.
+
+    Raises:
+        UsageError: a setting or its surroundings are wrong (an occupied port, too).
+    """
+    refuse_what_is_not_served(settings)
+    options = client_options(settings)
+    clock = SystemClock()
+    stop = stop_event_on_signals(settings.shutdown_grace_s)
+    registry = CollectorRegistry()
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(open_listener(settings.http_host, settings.http_port, environ))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dlrflow-metrics-")))
+        pool = WorkerPool(
+            command=WORKER,
+            size=settings.workers,
+            settings=settings,
+            environ={**environ, **worker_environment(folder)},
+            listener=listener,
+            clock=clock,
+            on_end=lambda slot: forget_worker(folder, slot),
+            restarts=Counter("dlrflow_worker_restarts", "Workers that ended and were replaced.", registry=registry),
+        )
+        admin = AdminServer(
+            settings.admin_host,
+            settings.admin_port,
+            explicit=settings.is_explicit("admin_port"),
+            health=lambda: Health(
+                live=True,
+                ready=pool.ready() and not stop.is_set(),
+                detail={"ack_mode": settings.ack_mode, "workers": pool.detail()},
+            ),
+            metrics=lambda: exposition(folder) + generate_latest(registry),
+        )
+        await admin.start()
+        started = asyncio.Event()
+        running = asyncio.create_task(pool.run(started))
+        beside = [
+            asyncio.create_task(stop.wait()),
+            asyncio.create_task(_announce(settings, started, listener.getsockname())),
+            asyncio.create_task(look_at_topics(settings, options, clock)),
+        ]
+        try:
+            await asyncio.wait({running, beside[0]}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in beside:
+                task.cancel()
+            await pool.stop(settings.shutdown_grace_s * WORKERS_SHARE)
+            await asyncio.gather(*beside, return_exceptions=True)
+            await admin.stop()
+        await running
+
+
+def refuse_what_is_not_served(settings: ReceiveSettings) -> None:
+    """A setting that protects must not be taken and then ignored: better no receiver than an open one.
+
+    Raises:
+        UsageError: signatures, networks or TLS are configured.
+    """
+    for group in (AuthSettings, NetworkSettings, TlsSettings):
+        for name, field in group.model_fields.items():
+            if getattr(settings, name) != field.default:
+                raise UsageError(f"{PREFIX}{name.upper()} is not served by this version; unset it")
+
+
+async def _announce(settings: ReceiveSettings, started: asyncio.Event, address: tuple[str, int]) -> None:
+    await started.wait()
+    mode = AckMode(settings.ack_mode)
+    log.info(
+        "receives",
+        host=address[0],
+        port=address[1],
+        workers=settings.workers,
+        ack_mode=mode.value,
+        guarantee=mode.guarantee,
+    )

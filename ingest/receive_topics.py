@@ -1,0 +1,50 @@
+"""What `receive` needs of the topics, looked at once at its start (contract.md section 11)."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+from aiokafka.errors import KafkaError
+
+from ingest.contract.topics import RECORD_BYTES_MAX, TIMESTAMP_AFTER_MAX_S, TopicSpec, differences
+from ingest.runtime.clock import Clock
+from ingest.runtime.kafka import TopicAdmin, TopicState
+from ingest.settings import ReceiveSettings
+
+RETRY_S: Final = 30.0
+"""Pause after the brokers would not say what topics there are."""
+
+log = structlog.get_logger(__name__)
+
+
+async def look_at_topics(settings: ReceiveSettings, options: Mapping[str, Any], clock: Clock) -> None:
+    """Wait for Kafka, then name what of the topics is not as it must be. That it is away is the forwarder's to say."""
+    needs = _needs(settings)
+    while True:
+        try:
+            async with TopicAdmin(options, patience_s=None, clock=clock) as admin:
+                existing = await admin.existing(describe=needs)
+            break
+        except KafkaError as error:
+            log.warning("the topics cannot be looked at", because=str(error))
+            await clock.sleep(RETRY_S)
+    for name, configs in needs.items():
+        for difference in _differences(name, configs, existing.get(name)):
+            log.warning("a topic is not as it must be", difference=difference)
+
+
+def _needs(settings: ReceiveSettings) -> dict[str, dict[str, str]]:
+    large = {"cleanup.policy": "delete", "max.message.bytes": str(RECORD_BYTES_MAX)}
+    stamped = {
+        "message.timestamp.type": "CreateTime",
+        "message.timestamp.after.max.ms": str(TIMESTAMP_AFTER_MAX_S * 1000),
+    }
+    return {settings.reports_topic: large | stamped, settings.dead_letters_topic: large}
+
+
+def _differences(name: str, configs: Mapping[str, str], state: TopicState | None) -> list[str]:
+    """Shape is the affair of `ingest topics`: only what a record of the receiver meets is looked at."""
+    if state is None:
+        return [f"{name}: is missing; `python -m ingest topics` makes it"]
+    spec = TopicSpec(name=name, partitions=state.partitions, replication=state.replication, configs=configs)
+    return differences(spec, partitions=state.partitions, replication=state.replication, configs=state.configs)

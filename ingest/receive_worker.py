@@ -1,0 +1,297 @@
+"""One worker of `receive`: the callback port, its spool and the forwarder, joined. Started by `ingest.receive`.
+
+`python -m ingest.receive_worker SLOT LISTENER CHANNEL` with two inherited descriptors; settings come by the channel.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import math
+import signal
+import socket
+import sys
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
+
+import structlog
+from prometheus_client import REGISTRY, values
+
+from ingest.contract.push import Push
+from ingest.forward.courier import Courier, ForwardTopics
+from ingest.forward.direct import KafkaPublisher
+from ingest.forward.kafka import KafkaLink
+from ingest.forward.loop import Forwarder
+from ingest.forward.publisher import Publisher
+from ingest.receiver.app import CallbackPort, HttpSettings
+from ingest.receiver.channel import HEARTBEAT_S, Channel, State
+from ingest.receiver.durable import AckMode, InSpool, durable_path
+from ingest.receiver.statistics import ReceiverMetrics, SpoolFigures, SpoolGauges
+from ingest.runtime import logs
+from ingest.runtime.backoff import Backoff
+from ingest.runtime.clock import SystemClock
+from ingest.runtime.errors import CommandError, UsageError
+from ingest.runtime.files import RealFileSystem
+from ingest.runtime.kafka import client_options
+from ingest.runtime.supervise import exit_within, run
+from ingest.settings import ReceiveSettings
+from ingest.spool.accounts import Accounts
+from ingest.spool.backlog import DiskBacklog
+from ingest.spool.base import SpoolBrokenError, SpoolFormatError, VolatileSpoolError
+from ingest.spool.disk import DiskSpool, SpoolOptions, adopt_free, open_spool
+
+log = structlog.get_logger(__name__)
+
+WORKER_SHARE: Final = 0.9
+"""Of the grace time, for the worker's whole end; the parent waits a little longer."""
+
+SERVE_ON_SHARE: Final = 0.1
+SERVE_ON_MOST_S: Final = 2.0
+"""How long a worker that is not ready any more serves on, so that a balancer can look elsewhere."""
+
+REQUESTS_SHARE: Final = 0.4
+"""Of what is left then, for the requests under way; the rest is for Kafka and the disk."""
+
+CLOSE_S: Final = 2.0
+"""Kept for closing the spool."""
+
+ORPHAN_S: Final = 5.0
+"""A worker without parent is gone after this, its port and its spool folder free."""
+
+REOPEN_FIRST_S: Final = 0.5
+REOPEN_MOST_S: Final = 10.0
+_PASSING: Final = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN}
+
+
+class LateSpool:
+    """A spool whose disk may fail or be full when the worker starts: broken until it can be opened."""
+
+    def __init__(self) -> None:
+        self.disk: DiskSpool | None = None
+
+    async def append(self, push: Push) -> None:
+        """See `ingest.spool.base.Spool`."""
+        if self.disk is None:
+            raise SpoolBrokenError("the spool is not open")
+        await self.disk.append(push)
+
+    def has_room(self) -> bool:
+        """See `ingest.spool.base.Spool`."""
+        return self.disk is not None and self.disk.has_room()
+
+
+class Worker:
+    """Everything one worker process holds."""
+
+    def __init__(self, settings: ReceiveSettings, listener: socket.socket, channel: Channel) -> None:
+        self._settings = settings
+        self._channel = channel
+        self._mode = AckMode(settings.ack_mode)
+        self._clock = SystemClock()
+        self._fs = RealFileSystem()
+        self._accounts = Accounts()
+        self._adopted: list[DiskBacklog] = []
+        self._spool = LateSpool()
+        self._publisher = Publisher(KafkaLink(client_options(settings), self._clock), self._clock)
+        self._courier = Courier(
+            self._publisher,
+            topics=ForwardTopics(reports=settings.reports_topic, dead_letters=settings.dead_letters_topic),
+            accounts=self._accounts,
+            clock=self._clock,
+            reports_max=settings.reports_max,
+        )
+        self._forwarder = Forwarder(self._courier, self._clock)
+        self._durable = durable_path(
+            self._mode,
+            self._spool,
+            KafkaPublisher(self._courier, self._publisher),
+            ack_timeout_s=settings.ack_timeout_s,
+        )
+        self._gauges = SpoolGauges(REGISTRY, self._figures)
+        self._port = CallbackPort(
+            listener,
+            settings=HttpSettings(
+                batch_path=settings.batch_path,
+                single_path=settings.single_path,
+                body_max_bytes=settings.body_max_bytes,
+                reports_max=settings.reports_max,
+                request_timeout_s=settings.request_timeout_s,
+                keepalive_s=settings.keepalive_s,
+                connections_max=settings.connections_max,
+            ),
+            durable=self._durable,
+            clock=self._clock,
+            metrics=ReceiverMetrics(REGISTRY),
+        )
+
+    async def work(self) -> int:
+        """Serve until the parent asks for an end or is gone; returns the exit status.
+
+        Raises:
+            UsageError: the spool's folder cannot be used.
+        """
+        spooling = self._mode is not AckMode.KAFKA
+        if spooling:
+            await self._open_spool()
+        self._port.start()
+        coros: list[Coroutine[Any, Any, Any]] = [
+            self._report(),
+            self._publisher.connect(self._settings.reports_topic, self._settings.dead_letters_topic),
+            self._forwarder.serve_adopted(self._adopt),
+        ]
+        if spooling:
+            coros.append(self._serve_spool())
+        tasks = [asyncio.create_task(coro) for coro in coros]
+        failure = await _failure_before(self._channel.stop, tasks)
+        if failure is not None:
+            log.error("the worker ends: a part of it failed", exc_info=failure)
+        exit_within(self._grace_s(), 0 if failure is None else 1)
+        await self._leave(tasks)
+        return 0 if failure is None else 1
+
+    async def _leave(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
+        """Serve on for a moment, stop accepting, answer what is under way, publish what can be, let go of the disk."""
+        end = self._clock.monotonic() + self._grace_s() - min(CLOSE_S, self._grace_s() / 4)
+        self._port.announce_leaving()
+        self._channel.say(self._state())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(SERVE_ON_MOST_S, self._grace_s() * SERVE_ON_SHARE)):
+                await self._channel.orphaned.wait()
+        await self._port.leave(max(0.0, end - self._clock.monotonic()) * REQUESTS_SHARE)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, end - self._clock.monotonic())):
+                await self._flush()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._spool.disk is not None:
+            await self._spool.disk.close()
+        await self._publisher.close()
+
+    async def _flush(self) -> None:
+        """Publish what the spool holds, as long as Kafka confirms."""
+        settling = asyncio.create_task(self._settled())
+        try:
+            while not settling.done() and self._publisher.available():
+                await asyncio.wait({settling}, timeout=HEARTBEAT_S)
+        finally:
+            settling.cancel()
+            await asyncio.gather(settling, return_exceptions=True)
+
+    async def _settled(self) -> None:
+        if self._spool.disk is not None:
+            await self._forwarder.until_settled(self._spool.disk)
+        if not isinstance(self._durable, InSpool):
+            await self._durable.settled()
+
+    def _grace_s(self) -> float:
+        grace_s = self._settings.shutdown_grace_s * WORKER_SHARE
+        return min(grace_s, ORPHAN_S) if self._channel.orphaned.is_set() else grace_s
+
+    async def _open_spool(self) -> None:
+        """Open the spool, or find that its disk is in a trouble that may pass.
+
+        Raises:
+            UsageError: it is in one that does not.
+        """
+        settings = self._settings
+        options = SpoolOptions(max_bytes=settings.spool_max_bytes, allow_volatile=settings.spool_allow_volatile)
+        try:
+            self._spool.disk = await open_spool(
+                settings.spool_dir, options, fs=self._fs, clock=self._clock, accounts=self._accounts
+            )
+        except VolatileSpoolError as error:
+            raise UsageError(f"{error}; DLR_SPOOL_ALLOW_VOLATILE=true takes it all the same") from None
+        except SpoolFormatError as error:
+            raise UsageError(str(error)) from None
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise UsageError(f"the spool folder {settings.spool_dir} cannot be used: {error.strerror}") from None
+            log.warning("the spool cannot be opened now", because=error.strerror)
+
+    async def _serve_spool(self) -> None:
+        backoff = Backoff(REOPEN_FIRST_S, REOPEN_MOST_S)
+        while self._spool.disk is None:
+            await self._clock.sleep(backoff.next())
+            await self._open_spool()
+        await self._forwarder.serve(self._spool.disk)
+
+    async def _adopt(self) -> list[DiskBacklog]:
+        self._adopted = await adopt_free(
+            self._settings.spool_dir, fs=self._fs, clock=self._clock, accounts=self._accounts
+        )
+        return self._adopted
+
+    async def _report(self) -> None:
+        while True:
+            self._gauges.refresh()
+            self._channel.say(self._state())
+            await self._clock.sleep(HEARTBEAT_S)
+
+    def _state(self) -> State:
+        return State(
+            ready=not self._channel.stop.is_set() and self._durable.has_room(),
+            detail={
+                "spool": self._spool.has_room(),
+                "kafka": self._publisher.available(),
+                "pending_reports": self._accounts.pending,
+            },
+        )
+
+    def _figures(self) -> SpoolFigures:
+        disk = self._spool.disk
+        backlogs = [*self._adopted, *([disk] if disk else [])]
+        oldest_ms = min((each.oldest_ms for each in backlogs if each.oldest_ms is not None), default=None)
+        return SpoolFigures(
+            bytes=sum(each.file_bytes for each in backlogs),
+            pending_reports=self._accounts.pending,
+            oldest_seconds=0.0 if oldest_ms is None else max(0.0, (self._clock.wall_ms() - oldest_ms) / 1000),
+            seconds_until_full=disk.seconds_until_full if disk else math.inf,
+            unaccounted_reports=self._accounts.unaccounted(),
+        )
+
+
+async def _failure_before(stop: asyncio.Event, tasks: Sequence[asyncio.Task[Any]]) -> BaseException | None:
+    """The first failure of a task, None if `stop` is set before. A task that ends without one is done."""
+    stopping = asyncio.create_task(stop.wait())
+    waiting: set[asyncio.Task[Any]] = {stopping, *tasks}
+    try:
+        while not stopping.done():
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if (error := task.exception()) is not None:
+                    return error
+        return None
+    finally:
+        stopping.cancel()
+
+
+async def _main(listener: socket.socket, channel_descriptor: int) -> int:
+    channel, settings = await Channel.open(channel_descriptor)
+    logs.configure(settings.log_format, settings.log_level)
+    if settings.log_level != "debug":
+        # What matters of it the forwarder says itself, once.
+        logging.getLogger(logs.NOISY).setLevel(logging.CRITICAL)
+    loop = asyncio.get_running_loop()
+    # A terminal sends SIGINT to all processes of the command: the parent's word counts.
+    loop.add_signal_handler(signal.SIGINT, lambda: None)
+    loop.add_signal_handler(signal.SIGTERM, channel.stop.set)
+    try:
+        return await Worker(settings, listener, channel).work()
+    except CommandError as error:
+        channel.say(State(ready=False, failed=str(error), status=error.status))
+        return error.status
+    finally:
+        await channel.close()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Work in the slot, with the descriptors, that the parent names; returns the exit status."""
+    slot, listener, channel = map(int, arguments)
+    # The successor of a dead worker goes on with its counters: the slot names their files, not the process.
+    values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
+    return run(_main(socket.socket(fileno=listener), channel))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
