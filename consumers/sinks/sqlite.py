@@ -111,10 +111,15 @@ class SqliteSink:
 
     def _open(self) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._create:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
             # One call at a time, each in whichever thread is free: the loop awaits each before the next.
             connection = sqlite3.connect(
-                self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+                f"{self._path.absolute().as_uri()}?mode={'rwc' if self._create else 'rw'}",
+                uri=True,
+                timeout=BUSY_TIMEOUT_S,
+                isolation_level=None,
+                check_same_thread=False,
             )
         except (OSError, sqlite3.Error) as error:
             raise UsageError(f"DLR_SQLITE_PATH {self._path}: {error}") from error

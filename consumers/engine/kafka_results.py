@@ -1,0 +1,239 @@
+"""The sinks' side of Kafka: a group member on the results topic, and what writes their dead letters."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.errors import CommitFailedError, IllegalStateError
+
+from consumers.engine.delivery import Record
+from consumers.engine.kafka import (
+    CLIENT_ERRORS,
+    FETCH_MAX_WAIT_MS,
+    HEARTBEAT_INTERVAL_MS,
+    MAX_POLL_INTERVAL_MS,
+    PARTITION_FETCH_BYTES,
+    REBALANCE_TIMEOUT_MS,
+    REQUEST_TIMEOUT_MS,
+    SESSION_TIMEOUT_MS,
+    Options,
+)
+from consumers.rows import AwayError
+from ingest.contract.dead_letter import DeadLetter
+from ingest.contract.topics import RECORD_BYTES_MAX
+
+CLIENT_ID = "dlrflow-sink"
+START_TIMEOUT_S = 20.0
+POLL_SLACK_S = 30.0
+"""How much longer than it should a poll may take, a rebalance included, before Kafka counts as away."""
+COMMIT_TIMEOUT_S = 5.0
+SEND_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 5.0
+
+
+class ResultsConsumer:
+    """A member of a sink's group. Offsets are committed by `commit` alone."""
+
+    def __init__(
+        self, options: Options, *, group_id: str, topic: str, on_revoked: Callable[[set[int]], Awaitable[None]]
+    ) -> None:
+        """Describe it; `start` joins.
+
+        Args:
+            options: of every client.
+            group_id: the consumer group.
+            topic: the results topic, known to exist.
+            on_revoked: awaited before partitions are given up; the group waits for it, heartbeats go on.
+        """
+        self._options = options
+        self._group_id = group_id
+        self._topic = topic
+        self._on_revoked = on_revoked
+        self._first = 0
+        self._consumer: Any = None
+
+    async def start(self) -> None:
+        """Connect and begin to join the group.
+
+        Raises:
+            AwayError: Kafka does not answer; it may be called again.
+        """
+        consumer = AIOKafkaConsumer(
+            **self._options,
+            client_id=CLIENT_ID,
+            group_id=self._group_id,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            partition_assignment_strategy=(StickyPartitionAssignor,),
+            session_timeout_ms=SESSION_TIMEOUT_MS,
+            heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
+            rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
+            max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+            max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+        )
+        consumer.subscribe([self._topic], listener=_Revocations(self._on_revoked))
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await consumer.start()
+        except BaseException as error:
+            await _stopped(consumer)
+            if isinstance(error, CLIENT_ERRORS):
+                raise AwayError(_said(error)) from error
+            raise
+        self._consumer = consumer
+
+    async def stop(self) -> None:
+        """Leave the group; twice is harmless."""
+        if self._consumer is not None:
+            await _stopped(self._consumer)
+            self._consumer = None
+
+    async def poll(self, *, records_max: int, wait_s: float) -> Sequence[Record]:
+        """The next records of all owned partitions, none after `wait_s`.
+
+        One partition a call, beginning with another one each time: a call for all of them starves some.
+
+        Raises:
+            AwayError: Kafka does not answer.
+        """
+        records: list[Record] = []
+        try:
+            async with asyncio.timeout(wait_s + POLL_SLACK_S):
+                places = sorted(self._consumer.assignment())
+                self._first += 1
+                for at in range(len(places)):
+                    place = places[(self._first + at) % len(places)]
+                    left = records_max - len(records)
+                    if left > 0:
+                        fetched = await self._consumer.getmany(place, timeout_ms=0, max_records=left)
+                        records += fetched.get(place, ())
+                if not records:
+                    fetched = await self._consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=records_max)
+                    records = [record for those in fetched.values() for record in those]
+        except CLIENT_ERRORS as error:
+            raise AwayError(_said(error)) from error
+        return records
+
+    async def commit(self, offsets: Mapping[int, int]) -> None:
+        """Make next offsets by partition the group's. Those of partitions not owned any more are left out.
+
+        Raises:
+            AwayError: Kafka does not answer; they may be committed.
+        """
+        owned = self._consumer.assignment()
+        places = {TopicPartition(self._topic, partition): offset for partition, offset in offsets.items()}
+        kept = {place: offset for place, offset in places.items() if place in owned}
+        if not kept:
+            return
+        try:
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                await self._consumer.commit(kept)
+        except (CommitFailedError, IllegalStateError):
+            # The group moved on without us: whoever owns the partitions now stores the same results again.
+            return
+        except CLIENT_ERRORS as error:
+            raise AwayError(_said(error)) from error
+
+    async def behind(self) -> Mapping[int, bool]:
+        """For every owned partition, whether there is more to read than was handed out.
+
+        Raises:
+            AwayError: Kafka does not answer.
+        """
+        found = {}
+        try:
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                for place in self._consumer.assignment():
+                    end = self._consumer.last_stable_offset(place)
+                    found[place.partition] = end is not None and await self._consumer.position(place) < end
+        except CLIENT_ERRORS as error:
+            raise AwayError(_said(error)) from error
+        return found
+
+
+class _Revocations(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, on_revoked: Callable[[set[int]], Awaitable[None]]) -> None:
+        self._on_revoked = on_revoked
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """Nothing has to be made ready: reading goes on at the group's offset."""
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        await self._on_revoked({place.partition for place in revoked})
+
+
+class DeadLetterProducer:
+    """Writes dead letters, few and each awaited. A producer that failed is never used again."""
+
+    def __init__(self, options: Options, topic: str) -> None:
+        """Describe it; it connects with the first letter.
+
+        Args:
+            options: of every client.
+            topic: the dead-letters topic, known to exist.
+        """
+        self._options = options
+        self._topic = topic
+        self._producer: Any = None
+
+    async def write(self, letters: Sequence[DeadLetter]) -> None:
+        """Return once all in-sync replicas have them.
+
+        Raises:
+            AwayError: Kafka does not answer; some may be there.
+        """
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                producer = await self._started()
+                sends = [
+                    await producer.send(
+                        self._topic,
+                        value=letter.value,
+                        key=letter.key,
+                        headers=letter.headers,
+                        timestamp_ms=letter.timestamp_ms,
+                    )
+                    for letter in letters
+                ]
+                await asyncio.gather(*sends)
+        except CLIENT_ERRORS as error:
+            await self.stop()
+            raise AwayError(_said(error)) from error
+
+    async def stop(self) -> None:
+        """Close the producer; twice is harmless."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _stopped(producer)
+
+    async def _started(self) -> Any:
+        if self._producer is None:
+            self._producer = AIOKafkaProducer(
+                **self._options,
+                client_id=CLIENT_ID,
+                acks="all",
+                enable_idempotence=True,
+                compression_type="zstd",
+                max_request_size=RECORD_BYTES_MAX,
+                request_timeout_ms=REQUEST_TIMEOUT_MS,
+            )
+            await self._producer.start()
+        return self._producer
+
+
+async def _stopped(client: Any) -> None:
+    """Stop a client; one whose broker is away would wait for ever."""
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await client.stop()
+    except CLIENT_ERRORS:
+        return
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__
