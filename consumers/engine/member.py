@@ -29,7 +29,7 @@ REJOIN_MOST_S = 5.0
 _log = structlog.get_logger(__name__)
 
 MakeConsumer = Callable[[OnPartitions, OnPartitions], ReportsConsumer]
-MakeWorker = Callable[[int, Reports], PartitionWorker]
+MakeWorker = Callable[[int, Reports, Callable[[], int]], PartitionWorker]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,8 @@ class Member:
 
         Args:
             make_consumer: makes a consumer that tells the two callbacks (assigned, revoked).
-            make_worker: makes the worker of a partition, which reads through that consumer.
+            make_worker: makes the worker of a partition, which reads through that consumer and may ask how many
+                partitions this member has.
         """
         self._make_consumer = make_consumer
         self._make_worker = make_worker
@@ -70,10 +71,6 @@ class Member:
         if self._session is None:
             return Standing(joined=False, partitions={})
         return self._session.standing
-
-    def owned(self) -> int:
-        """How many partitions this member has."""
-        return len(self.standing.partitions)
 
     def resume(self) -> None:
         """Let all paused partitions go on."""
@@ -152,7 +149,7 @@ class _Session:
         self._tell_joined()
         _log.info("partitions assigned", partitions=sorted(partitions))
         for partition in sorted(partitions):
-            worker = self._make_worker(partition, self._consumer)
+            worker = self._make_worker(partition, self._consumer, lambda: len(self._workers))
             self._workers[partition] = worker
             worker.start(self._ended)
 

@@ -1,0 +1,199 @@
+"""The assembler against real brokers: topics of one test's own, reports in, results out.
+
+What is read back is read the way a customer reads it: `read_committed`, from the beginning to the end.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from consumers.commands.assemble import MakeStore, serve
+from consumers.engine.snapshot import Record, read_topic
+from consumers.settings import AssembleSettings
+from ingest.contract.topics import DEAD_LETTERS_PARTITIONS, changelog_topic, wanted_topics
+from ingest.runtime.kafka import TopicAdmin, client_options
+from ingest.runtime.partitioner import partition_of
+from tests.oracle import Raw, last_results
+
+PATIENCE_S = 60.0
+LOOK_AGAIN_S = 0.05
+
+
+def a_report(message_id: str, sequence: int = 1, total: int = 1, status: str = "DELIVRD", **more: Any) -> Raw:
+    """A usable report."""
+    return {
+        "smsMsgId": message_id,
+        "total": total,
+        "sequence": sequence,
+        "status": status,
+        "updateTime": f"2026-11-23T10:00:{sequence:02}Z",
+        "to": "+8613500000000",
+        **more,
+    }
+
+
+def some_reports(messages: int, *, first: int = 0, repeats: bool = True) -> list[Raw]:
+    """Reports of so many messages of one to three segments, parts apart, some repeated, all of them complete."""
+    rounds: list[list[Raw]] = [[], [], []]
+    for number in range(first, first + messages):
+        total = 1 + number % 3
+        for sequence in range(1, total + 1):
+            status = "DELIVRD" if number % 7 else "UNDELIV"
+            rounds[sequence - 1].append(a_report(f"message-{number:06}", sequence, total, status))
+    reports = [report for those in rounds for report in those]
+    return reports + reports[::5] if repeats else reports
+
+
+class Bench:
+    """Topics of one test, and what is done with them."""
+
+    def __init__(self, bootstrap: str, prefix: str, *, partitions: int = 2, **settings: Any) -> None:
+        """Describe it; `make_topics` makes it.
+
+        Args:
+            bootstrap: servers.
+            prefix: of every name.
+            partitions: of reports, results and changelog.
+            settings: of the assembler, over those that suit a test.
+        """
+        chosen = {
+            "kafka_bootstrap_servers": bootstrap,
+            "reports_topic": f"{prefix}reports",
+            "results_topic": f"{prefix}results",
+            "dead_letters_topic": f"{prefix}dead",
+            "group_id": f"{prefix}group",
+            "topic_partitions": partitions,
+            "admin_port": 0,
+            "commit_interval_ms": 50,
+        }
+        self.settings = AssembleSettings(**(chosen | settings))
+        self.partitions = partitions
+        self.options = client_options(self.settings)
+        self.changelog = changelog_topic(self.settings.group_id, self.settings.reports_topic)
+
+    async def make_topics(self) -> None:
+        """Make all of them, the changelog included."""
+        async with TopicAdmin(self.options) as admin:
+            await admin.create(wanted_topics(self.settings.topic_needs()))
+
+    async def publish(self, reports: Iterable[Raw]) -> None:
+        """Write reports as the forwarder does: value, key, partition by key."""
+        await self.publish_raw(
+            (
+                partition_of(report["smsMsgId"].encode(), self.partitions),
+                report["smsMsgId"].encode(),
+                json.dumps(report).encode(),
+            )
+            for report in reports
+        )
+
+    async def publish_raw(self, records: Iterable[tuple[int, bytes | None, bytes | None]]) -> None:
+        """Write (partition, key, value) as they are, in their order."""
+        producer = AIOKafkaProducer(**self.options, acks="all", enable_idempotence=True)
+        await producer.start()
+        by_partition: dict[int, list[tuple[bytes | None, bytes | None]]] = defaultdict(list)
+        for partition, key, value in records:
+            by_partition[partition].append((key, value))
+        try:
+            for partition, those in by_partition.items():
+                batch = producer.create_batch()
+                for key, value in those:
+                    if batch.append(key=key, value=value, timestamp=None) is None:
+                        await (await producer.send_batch(batch, self.settings.reports_topic, partition=partition))
+                        batch = producer.create_batch()
+                        batch.append(key=key, value=value, timestamp=None)
+                await (await producer.send_batch(batch, self.settings.reports_topic, partition=partition))
+        finally:
+            await producer.stop()
+
+    @contextlib.asynccontextmanager
+    async def assembling(
+        self, make_store: MakeStore, *, accept_loss: bool = False, resume: asyncio.Event | None = None
+    ) -> AsyncIterator["asyncio.Task[None]"]:
+        """An assembler in this process, stopped as by SIGTERM at the end."""
+        stop = asyncio.Event()
+        running = asyncio.create_task(
+            serve(self.settings, make_store, stop=stop, resume=resume or asyncio.Event(), accept_loss=accept_loss)
+        )
+        try:
+            yield running
+        finally:
+            stop.set()
+            await running
+
+    async def read(self, topic: str, partitions: int | None = None) -> list[Record]:
+        """Every committed record of a topic, each partition in order."""
+        return [
+            record
+            async for records in read_topic(self.options, topic, partitions or self.partitions)
+            for record in records
+        ]
+
+    async def dead_letters(self) -> list[Record]:
+        """Every committed dead letter."""
+        return await self.read(self.settings.dead_letters_topic, DEAD_LETTERS_PARTITIONS)
+
+    async def results(self) -> list[dict[str, Any]]:
+        """All results, decoded, partition by partition in order."""
+        return [json.loads(record.value or b"") for record in await self.read(self.settings.results_topic)]
+
+    async def lag(self) -> int:
+        """Offsets of the input that the group has not passed yet."""
+        consumer = AIOKafkaConsumer(**self.options, group_id=self.settings.group_id, enable_auto_commit=False)
+        places = [TopicPartition(self.settings.reports_topic, number) for number in range(self.partitions)]
+        consumer.assign(places)
+        await consumer.start()
+        try:
+            ends = await consumer.end_offsets(places)
+            return sum([ends[place] - (await consumer.committed(place) or 0) for place in places])
+        finally:
+            await consumer.stop()
+
+    async def until_done(self, watched: "asyncio.Task[None] | None" = None) -> None:
+        """Wait until the group has passed all of the input."""
+
+        async def done() -> bool:
+            return await self.lag() == 0
+
+        await until(done, watched)
+
+    async def until_results(self, count: int, watched: "asyncio.Task[None] | None" = None) -> None:
+        """Wait until so many results, all revisions, can be read."""
+
+        async def there() -> bool:
+            return len(await self.results()) >= count
+
+        await until(there, watched)
+
+
+async def until(condition: Callable[[], Any], watched: "asyncio.Task[None] | None" = None) -> None:
+    """Wait for an awaitable condition; fail when the assembler that is to bring it about ends."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not await condition():
+            if watched is not None and watched.done():
+                watched.result()
+                raise AssertionError("the assembler has ended")
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+
+def last_of(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The last revision of every message, without what depends on order and time; fails if a revision repeats."""
+    seen: dict[str, int] = defaultdict(int)
+    last: dict[str, dict[str, Any]] = {}
+    for result in results:
+        message_id = result["smsMsgId"]
+        assert result["revision"] == seen[message_id] + 1, (message_id, seen[message_id], result["revision"])
+        seen[message_id] += 1
+        free = {"schemaVersion", "revision", "reason", "firstReceivedAt", "lastReceivedAt"}
+        last[message_id] = {name: value for name, value in result.items() if name not in free}
+    return last
+
+
+def assert_exact(results: Sequence[Mapping[str, Any]], reports: Iterable[Raw]) -> None:
+    """Every message's last result is the oracle's, and its revisions are 1, 2, ... without gap or repeat."""
+    assert last_of(results) == last_results(reports)
