@@ -6,7 +6,6 @@ is on disk or in Kafka, or a crash would lose it too.
 """
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -99,7 +98,6 @@ def _failure(task: asyncio.Task[Any]) -> BaseException | None:
 
 async def _end(task: asyncio.Task[Any], *, known: BaseException | None) -> None:
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.wait({task})
-    if task.done() and (error := _failure(task)) is not None and error is not known:
+    await asyncio.wait({task})
+    if (error := _failure(task)) is not None and error is not known:
         log.error("failed while ending", exc_info=error)

@@ -4,7 +4,9 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from aiokafka import AIOKafkaProducer
 
+from deploy.local.kafka import LocalKafka
 from ingest import commands
 from ingest.commands import manage_topics
 from ingest.contract.topics import TopicSpec, differences, wanted_topics
@@ -39,6 +41,21 @@ def silent_port() -> Iterator[int]:
     """A port that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
+
+
+class ObligingKafka(LocalKafka):
+    """A node that makes a topic as soon as somebody names it, as brokers do by default."""
+
+    def _properties(self, node: int) -> Iterator[tuple[str, object]]:
+        yield from ((name, value) for name, value in super()._properties(node) if name != "auto.create.topics.enable")
+        yield "auto.create.topics.enable", "true"
+
+
+@pytest.fixture(scope="module")
+def obliging_kafka() -> Iterator[str]:
+    """Bootstrap servers of such a node."""
+    with ObligingKafka() as kafka:
+        yield kafka.bootstrap
 
 
 async def names(admin: TopicAdmin, prefix: str) -> set[str]:
@@ -89,6 +106,23 @@ async def test_check_creates_nothing_not_even_by_asking(
 
     assert capsys.readouterr().out.count(": missing\n") == 4
     assert await names(admin, topic_prefix) == set()
+
+
+async def test_check_creates_nothing_where_asking_would(
+    obliging_kafka: str, settings: TopicsSettings, topic_prefix: str
+) -> None:
+    """Also on a broker that makes every topic that somebody names, only those exist that were made on purpose."""
+    obliging = settings.model_copy(update={"kafka_bootstrap_servers": obliging_kafka})
+    async with TopicAdmin(client_options(obliging)) as admin:
+        with pytest.raises(FoundError):
+            await manage_topics(obliging, check=True)
+        after_check = await names(admin, topic_prefix)
+        async with AIOKafkaProducer(bootstrap_servers=obliging_kafka) as producer:
+            await producer.partitions_for(topic_prefix + "named")
+        after_naming = await names(admin, topic_prefix)
+
+    assert after_check == set()
+    assert after_naming == {topic_prefix + "named"}
 
 
 async def test_differences_are_named_and_not_repaired(

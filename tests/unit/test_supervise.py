@@ -3,7 +3,10 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -115,3 +118,35 @@ def test_a_deadline_can_be_taken_back() -> None:
 
     assert not deadline.is_alive()
     assert left == []
+
+
+HANGING = """
+import asyncio, time
+from ingest.runtime.supervise import run, stop_event_on_signals
+
+async def main():
+    stop = stop_event_on_signals(0.2, status=5)
+    print("ready", flush=True)
+    await stop.wait()
+    {hang}
+
+run(main())
+"""
+
+
+@pytest.mark.parametrize("hang", ["await asyncio.Event().wait()", "time.sleep(600)"])
+def test_a_process_that_cannot_end_is_ended(hang: str) -> None:
+    """Whether a client waits for ever or the whole loop is blocked, the grace time is the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING.format(hang=hang)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+
+        process.terminate()
+
+        assert process.wait(30) == 5
