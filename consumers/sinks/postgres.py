@@ -1,6 +1,7 @@
 """Results in a PostgreSQL table: one statement a batch, committed before `write` returns."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -57,6 +58,9 @@ ROW_FAULTS = ("22", "23", "54", "P0001")
 _SETUP_FAULTS = ("28", "3D", "42")
 """Login, database, privileges and columns: at the start whoever started us must act."""
 
+_BROKEN = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What a connection raises that broke; the last one where the server's farewell met the next statement."""
+
 
 class PostgresSink:
     """The table `message_results` of one database, over one connection that is made anew when it breaks."""
@@ -84,15 +88,14 @@ class PostgresSink:
             AwayError: the database cannot be reached.
         """
         try:
-            await self._ensure_table(await self._connected())
-        except asyncpg.PostgresError as error:
-            self._drop()
-            if _state(error).startswith(_SETUP_FAULTS):
+            with self._errors():
+                await self._ensure_table(await self._connected())
+        except RefusedError as error:  # the table is there and no row was sent: another process makes it just now
+            raise AwayError(str(error)) from error
+        except AwayError as error:
+            if _state(error.__cause__).startswith(_SETUP_FAULTS):
                 raise UsageError(f"DLR_POSTGRES_DSN: {error}") from error
-            raise AwayError(_said(error)) from error
-        except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
-            self._drop()
-            raise AwayError(_said(error)) from error
+            raise
 
     async def write(self, batch: Sequence[Arrival]) -> WriteCount:
         """Store what is newer; on return it is committed. Writing a batch twice is harmless.
@@ -101,31 +104,23 @@ class PostgresSink:
             RefusedError: the database will not take some row; nothing of the batch was stored.
             AwayError: not reachable, read-only, out of resources, or its table is not as it was.
         """
-        try:
+        with self._errors():
             written = await self._upsert(coalesce(batch))
-        except asyncpg.PostgresError as error:
-            if _state(error).startswith(ROW_FAULTS):
-                raise RefusedError(f"SQLSTATE {_state(error)}") from error
-            self._drop()
-            raise AwayError(_said(error)) from error
-        except asyncpg.InterfaceError as error:
-            if isinstance(error, ValueError):  # asyncpg's own check of an argument, before anything is sent
-                raise RefusedError("a value does not fit its column") from error
-            self._drop()
-            raise AwayError(_said(error)) from error
-        except (OSError, TimeoutError) as error:
-            self._drop()
-            raise AwayError(_said(error)) from error
         return WriteCount(written, len(batch) - written)
 
     async def stored(self) -> AsyncIterator[StoredRow]:
-        """Every row, in no order."""
-        connection = await self._connected()
-        async with connection.transaction():
-            async for record in connection.cursor(_READ, prefetch=READ_ROWS):
-                row = dict(record)
-                message_id, revision = row.pop("sms_msg_id"), row.pop("revision")
-                yield StoredRow(message_id, revision, row | {"segments": orjson.loads(row["segments"])})
+        """Every row, in no order.
+
+        Raises:
+            AwayError: the database cannot be read just now.
+        """
+        with self._errors():
+            connection = await self._connected()
+            async with connection.transaction():
+                async for record in connection.cursor(_READ, prefetch=READ_ROWS):
+                    row = dict(record)
+                    message_id, revision = row.pop("sms_msg_id"), row.pop("revision")
+                    yield StoredRow(message_id, revision, row | {"segments": orjson.loads(row["segments"])})
 
     async def close(self) -> None:
         """Close the connection; twice is harmless."""
@@ -133,7 +128,7 @@ class PostgresSink:
         if connection is not None and not connection.is_closed():
             try:
                 await connection.close(timeout=CLOSE_TIMEOUT_S)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except (*_BROKEN, asyncpg.PostgresError):
                 connection.terminate()
 
     async def _upsert(self, rounds: Sequence[Sequence[Result]]) -> int:
@@ -169,6 +164,23 @@ class PostgresSink:
                 await connection.execute(DDL)
         await connection.execute(f"SELECT {', '.join(COLUMNS)} FROM {TABLE} LIMIT 0")  # noqa: S608 - our own names
 
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Divide what asyncpg raises into what the row is to blame for, and what may pass on a new connection."""
+        try:
+            yield
+        except asyncpg.PostgresError as error:
+            if _state(error).startswith(ROW_FAULTS):
+                raise RefusedError(f"SQLSTATE {_state(error)}") from error
+            self._drop()
+            raise AwayError(_said(error)) from error
+        except _BROKEN as error:
+            # asyncpg's own check of an argument is a ValueError too, raised before anything is sent.
+            if isinstance(error, ValueError):
+                raise RefusedError("a value does not fit its column") from error
+            self._drop()
+            raise AwayError(_said(error)) from error
+
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -187,8 +199,8 @@ def _rows(status: str) -> int:
     return int(status.rpartition(" ")[2])
 
 
-def _state(error: asyncpg.PostgresError) -> str:
-    return error.sqlstate or ""
+def _state(error: BaseException | None) -> str:
+    return (error.sqlstate or "") if isinstance(error, asyncpg.PostgresError) else ""
 
 
 def _said(error: BaseException) -> str:
