@@ -327,11 +327,10 @@ def java_command(*, heap_mib: int, throughput: bool) -> list[str]:
     java, version = java_program()
     jars = class_path()
     heap = [f"-Xms{heap_mib}m", f"-Xmx{heap_mib}m"]
-    if throughput:
-        return [java, *QUIET_JVM, *heap, "-cp", jars]
     archive = class_archive(java, version, jars)
     shared = [] if archive is None else [f"-XX:SharedArchiveFile={archive}"]
-    return [java, *QUIET_JVM, *SMALL_JVM, *shared, *heap, "-cp", jars]
+    small = () if throughput else SMALL_JVM
+    return [java, *QUIET_JVM, *small, *shared, *heap, "-cp", jars]
 
 
 def class_path() -> str:

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -211,6 +212,28 @@ async def test_postgres_survives_a_kill(postgres_server: LocalPostgres) -> None:
     postgres_server.restart()
 
     assert await select_one(dsn) == 1
+
+
+async def test_a_detached_server_is_found_and_stopped_by_its_folder() -> None:
+    """What outlives its starter keeps its data between starts and can be stopped by whoever knows the folder."""
+    # Not below pytest's folder: that is for its owner only, and as root the server runs as somebody else.
+    with tempfile.TemporaryDirectory(prefix="dlrflow-test-") as name:
+        folder = Path(name)
+        first = LocalPostgres(folder=folder, detached=True)
+        try:
+            connection = await asyncpg.connect(first.start())
+            await connection.execute("create table kept as select 7 as figure")
+            await connection.close()
+            assert postgres.stop_detached(folder)
+            assert not first.running()
+            assert not postgres.stop_detached(folder)
+        finally:
+            first.stop()
+
+        with LocalPostgres(folder=folder) as second:
+            connection = await asyncpg.connect(second.dsn)
+            assert await connection.fetchval("select figure from kept") == 7
+            await connection.close()
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these binaries are for x86-64 only")
