@@ -5,6 +5,7 @@ asks for a topic by name: it lists all of them, and describes the configuration 
 """
 
 import asyncio
+import contextlib
 import os
 import ssl
 from collections.abc import Collection, Iterable, Mapping
@@ -15,7 +16,7 @@ from typing import Any, Protocol, Self
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 from pydantic import SecretStr
 
 from ingest.runtime.backoff import Backoff
@@ -263,8 +264,9 @@ class TopicAdmin:
     async def _close(self) -> None:
         client, self._client = self._client, None
         if client is not None:
-            async with asyncio.timeout(_CLOSE_S):
-                await client.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_S):
+                    await client.close()
 
     async def _configs(self, names: Collection[str]) -> dict[str, dict[str, str]]:
         if not names:
@@ -273,7 +275,10 @@ class TopicAdmin:
         configs = {}
         for response in await self._admin.describe_configs(asked):
             for code, message, _kind, name, entries in response.resources:
+                error = for_code(code)
+                if error is UnknownTopicOrPartitionError:
+                    continue  # deleted since it was listed
                 if code:
-                    raise for_code(code)(message)
+                    raise error(message)
                 configs[name] = {entry[0]: entry[1] for entry in entries}
         return configs
