@@ -142,6 +142,11 @@ class PartitionLedger:
             self._journal.close()
             self._release()
 
+    @property
+    def levels(self) -> int:
+        """How many levels the index has: what a lookup of something absent goes through."""
+        return self._index.levels
+
     def settle(self) -> None:
         """Wait until sealing and merging have nothing left to do: for measurements and tests."""
         self._index.settle()
