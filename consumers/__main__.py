@@ -12,7 +12,13 @@ from typing import Annotated
 
 import typer
 
-from consumers.settings import AuditSettings, ConsumersSettings, DeadLettersSettings
+from consumers.settings import (
+    AssembleSettings,
+    AuditSettings,
+    ConsumersSettings,
+    DeadLettersSettings,
+    SinkSettings,
+)
 from ingest.contract.settings import PREFIX, LogSettings, all_fields
 from ingest.runtime.cli import Cli, print_effective
 from ingest.runtime.settings import Loaded, Surface
@@ -32,6 +38,42 @@ cli = Cli(
     surface=SURFACE,
     prepare=_prepare,
 )
+
+
+@cli.command(AssembleSettings)
+def assemble(
+    loaded: Loaded[AssembleSettings],
+    *,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="go on where memory or input was lost, in place of status 1")
+    ] = False,
+) -> None:
+    """Remove repeats, join the parts of long messages, and write one result per message, exactly once."""
+    from consumers.commands.assemble import assemble as run_assembler  # noqa: PLC0415
+    from consumers.commands.ledgers import local_ledgers  # noqa: PLC0415
+    from ingest.runtime.supervise import run  # noqa: PLC0415
+
+    run(run_assembler(loaded.settings, local_ledgers(loaded.settings), accept_loss=accept_loss))
+
+
+@cli.command(SinkSettings)
+def sink(
+    loaded: Loaded[SinkSettings],
+    kind: Annotated[str, typer.Argument(metavar="postgres|sqlite|jsonl", help="where results go")],
+    *,
+    no_create: Annotated[bool, typer.Option("--no-create", help="do not make the table if it is missing")] = False,
+    print_ddl: Annotated[bool, typer.Option("--print-ddl", help="print what makes the table, and end")] = False,
+) -> None:
+    """Write results to a destination; the higher revision of a message always stays."""
+    from consumers.commands.sinks import ddl_of  # noqa: PLC0415
+
+    if print_ddl:
+        typer.echo(ddl_of(kind), nl=False)
+        return
+    from consumers.commands.sink import deliver  # noqa: PLC0415
+    from ingest.runtime.supervise import run  # noqa: PLC0415
+
+    run(deliver(loaded.settings, kind, create=not no_create))
 
 
 @cli.command(AuditSettings)
