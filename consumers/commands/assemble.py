@@ -15,6 +15,7 @@ from consumers.engine.kafka import (
     OnPartitions,
     Options,
     ReportsConsumer,
+    cluster_id,
     transactional_producer,
 )
 from consumers.engine.member import Member
@@ -46,8 +47,8 @@ GUARANTEE = (
 
 _log = structlog.get_logger(__name__)
 
-MakeStore = Callable[[int], LedgerStore]
-"""Makes the store of ledgers for so many partitions."""
+MakeStore = Callable[[int, str], LedgerStore]
+"""Makes the store of ledgers for so many partitions of a cluster of this id."""
 
 
 async def assemble(settings: AssembleSettings, make_store: MakeStore, *, accept_loss: bool) -> None:
@@ -84,10 +85,11 @@ async def serve(
     try:
         async with TopicAdmin(options, clock=clock) as admin:
             shapes = await topics.look(admin, settings.topic_needs(), clock)
+        store = make_store(shapes.reports, await cluster_id(options))
     except CLIENT_ERRORS as error:
         raise ServiceAwayError(f"Kafka went away while its topics were looked at: {error}") from None
     retired = Retired()
-    shop = _Shop(settings, options, shapes, make_store(shapes.reports), retired, clock, accept_loss)
+    shop = _Shop(settings, options, shapes, store, retired, clock, accept_loss)
     member = Member(shop.consumer, shop.worker)
     server = AdminServer(
         settings.admin_host,

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import (
     ConsumerStoppedError,
@@ -248,3 +249,14 @@ async def _bounds(consumer: AIOKafkaConsumer, place: TopicPartition) -> tuple[in
 def topic_partition(topic: str, partition: int) -> TopicPartition:
     """The client's name of a partition."""
     return TopicPartition(topic, partition)
+
+
+async def cluster_id(options: Options) -> str:
+    """The id of the cluster: local state made with another one is not this one's."""
+    admin = AIOKafkaAdminClient(**options, client_id=CLIENT_ID, request_timeout_ms=REQUEST_TIMEOUT_MS)
+    try:
+        await admin.start()
+        cluster = await admin.describe_cluster()
+    finally:
+        await admin.close()
+    return str(cluster.get("cluster_id") or "")

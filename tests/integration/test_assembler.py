@@ -13,7 +13,7 @@ async def test_results_equal_the_oracle(kafka_bootstrap: str, topic_prefix: str)
     await bench.publish(reports)
     store = MemoryStore()
 
-    async with bench.assembling(lambda _: store) as running:
+    async with bench.assembling(lambda *_: store) as running:
         await bench.until_done(running)
 
     assert_exact(await bench.results(), reports)
