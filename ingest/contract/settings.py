@@ -8,100 +8,40 @@ from misspelled ones.
 An empty text means unset wherever a setting may be unset. Lists are comma-separated.
 """
 
-import re
 from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainSerializer, SecretStr, model_validator
+from pydantic import BaseModel, Field, SecretStr, model_validator
 from pydantic.fields import FieldInfo
 
+from ingest.contract.setting_types import (
+    YEAR_S,
+    Dsn,
+    File,
+    Files,
+    Host,
+    HostValues,
+    Listed,
+    Networks,
+    PathPrefix,
+    Port,
+    Seconds,
+    Secret,
+    Servers,
+    Text,
+    TopicName,
+    Unset,
+    UrlPath,
+    WholeSeconds,
+    is_topic_name,
+)
 from ingest.contract.topics import TopicNeeds, changelog_topic
 
 PREFIX = "DLR_"
 
 _GIB = 1 << 30
 _MIB = 1 << 20
-_YEAR_S = 366 * 86_400
-_TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
-_HOST_VALUE = re.compile(r"[A-Za-z0-9.\-\[\]:_]+")
-_ACCESS_PATH = re.compile(r"/[!-\"$-&(->@-~]*")
-
-
-def _unset(value: object) -> object:
-    """Read an empty text as unset."""
-    return None if value == "" else value
-
-
-def _listed(value: object) -> object:
-    """Read comma-separated text as a list; blanks around an item do not count, nor do empty items."""
-    if isinstance(value, str):
-        return tuple(item for item in (part.strip() for part in value.split(",")) if item)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _servers(value: str) -> str:
-    """Hold each of the comma-separated addresses to `host:port`."""
-    for server in value.split(","):
-        host, colon, port = server.strip().rpartition(":")
-        if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) <= 65_535):  # noqa: PLR2004
-            raise ValueError("needs comma-separated addresses host:port")
-    return value
-
-
-def _topic(value: str) -> str:
-    if value in {".", ".."} or not _TOPIC_NAME.fullmatch(value):
-        raise ValueError("needs 1 to 249 letters, digits, '.', '_' and '-'")
-    return value
-
-
-def _path(value: str) -> str:
-    if not _ACCESS_PATH.fullmatch(value):
-        raise ValueError("needs a path that begins with '/', without query, blanks or quotes")
-    return value
-
-
-def _prefix(value: str) -> str:
-    return _path(value).rstrip("/") if value else value
-
-
-def _network(value: object) -> object:
-    if isinstance(value, str):
-        try:
-            return ip_network(value)
-        except ValueError as error:
-            raise ValueError(f"needs comma-separated networks such as 10.0.0.0/8; {error}") from None
-    return value
-
-
-def _host_value(value: str) -> str:
-    if not _HOST_VALUE.fullmatch(value):
-        raise ValueError("needs comma-separated values of a Host header, such as dlr.example.com:8443")
-    return value
-
-
-def _dsn(value: SecretStr) -> SecretStr:
-    if urlsplit(value.get_secret_value()).scheme not in {"postgresql", "postgres"}:
-        raise ValueError("needs a URL such as postgresql://user@host/database")
-    return value
-
-
-Unset = BeforeValidator(_unset)
-Servers = Annotated[str, AfterValidator(_servers)]
-Host = Annotated[str, Field(min_length=1)]
-Port = Annotated[int, Field(ge=0, le=65_535)]
-TopicName = Annotated[str, AfterValidator(_topic)]
-UrlPath = Annotated[str, AfterValidator(_path)]
-Text = Annotated[str | None, Unset]
-File = Annotated[Path | None, Unset]
-Secret = Annotated[SecretStr | None, Unset]
-Files = Annotated[tuple[Path, ...], BeforeValidator(_listed)]
-Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network), PlainSerializer(str)]
-Networks = Annotated[tuple[Network, ...], BeforeValidator(_listed)]
-Seconds = Annotated[float, Field(gt=0, le=_YEAR_S, allow_inf_nan=False)]
-WholeSeconds = Annotated[int, Field(ge=1, le=10 * _YEAR_S)]
 
 
 def _shown(text: str) -> dict[str, Any]:
@@ -261,16 +201,14 @@ class AuthSettings(BaseModel):
     auth_keys_file: File = Field(
         default=None, description="JSON object, access key to secret key; unset: no signature is asked for"
     )
-    auth_clock_skew_s: Annotated[int, Field(ge=1, le=_YEAR_S)] = Field(
+    auth_clock_skew_s: Annotated[int, Field(ge=1, le=YEAR_S)] = Field(
         default=900, description="how far X-Sdk-Date may be off"
     )
-    auth_external_hosts: Annotated[
-        tuple[Annotated[str, AfterValidator(_host_value)], ...], BeforeValidator(_listed)
-    ] = Field(default=(), description="behind a proxy: host values to try; unset: as received")
-    auth_path_prefix: Annotated[str, AfterValidator(_prefix)] = Field(
-        default="", description="behind a proxy: the path prefix that it removed"
+    auth_external_hosts: HostValues = Field(
+        default=(), description="behind a proxy: host values to try; unset: as received"
     )
-    auth_connection_values: Annotated[tuple[Literal["close", "keep-alive"], ...], BeforeValidator(_listed)] = Field(
+    auth_path_prefix: PathPrefix = Field(default="", description="behind a proxy: the path prefix that it removed")
+    auth_connection_values: Annotated[tuple[Literal["close", "keep-alive"], ...], Listed] = Field(
         default=(), description="behind a proxy: connection values to try (close, keep-alive); unset: as received"
     )
 
@@ -334,7 +272,7 @@ class SinkGroupSettings(BaseModel):
 class DestinationSettings(BaseModel):
     """Sink: where the results go."""
 
-    postgres_dsn: Annotated[SecretStr, AfterValidator(_dsn)] = Field(
+    postgres_dsn: Dsn = Field(
         default=SecretStr("postgresql://127.0.0.1/dlrflow"),
         description="database of the postgres sink",
         json_schema_extra={"dsn": True},
@@ -379,7 +317,7 @@ class AllTopicsSettings(TopicNameSettings, TopicShapeSettings, GroupSettings, Wi
 
     @model_validator(mode="after")
     def _changelog_has_a_name(self) -> Self:
-        if not _TOPIC_NAME.fullmatch(changelog_topic(self.group_id, self.reports_topic)):
+        if not is_topic_name(changelog_topic(self.group_id, self.reports_topic)):
             raise ValueError("DLR_GROUP_ID and DLR_REPORTS_TOPIC are too long for the name of the changelog topic")
         return self
 

@@ -198,7 +198,10 @@ def rendered(field: FieldInfo, value: object) -> str:
 
 
 def without_password(dsn: str) -> str:
-    """A connection URL whose passwords are hidden, in front of the host and among its parameters."""
+    """A connection URL whose passwords are hidden, in front of the host and among its parameters.
+
+    One that is not written as a URL should be (a password with a bare `/`, `?` or `#`) is hidden as a whole.
+    """
     try:
         parts = urlsplit(dsn)
     except ValueError:
@@ -206,7 +209,9 @@ def without_password(dsn: str) -> str:
     login, at, place = parts.netloc.rpartition("@")
     user, colon, _password = login.partition(":")
     netloc = f"{user}:{HIDDEN}@{place}" if at and colon else parts.netloc
-    query = "&".join(_hidden_parameter(pair) for pair in parts.query.split("&")) if parts.query else ""
+    query = "&".join(map(_hidden_parameter, parts.query.split("&")))
+    if "@" in parts.path + query + parts.fragment:
+        return HIDDEN
     return urlunsplit(parts._replace(netloc=netloc, query=query))
 
 

@@ -1,4 +1,4 @@
-"""The life of a long-running command: signals, tasks that belong together, and an end that nothing can hold up.
+"""The life of a long-running command: its event loop, its signals, and an end that nothing can hold up.
 
 A Kafka client whose broker is away can hold a stop for ever, and cancelling the wait leaves its tasks alive. So an end
 has a deadline, kept by a thread: when it passes, the process exits at once. Nothing is lost by that: what was promised
@@ -68,36 +68,3 @@ def stop_event_on_signals(grace_s: float | None = None, *, status: int = 0) -> a
     for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, asked, number.name)
     return stop
-
-
-async def run_until(stop: asyncio.Event, *coros: Coroutine[Any, Any, object]) -> None:
-    """Run coroutines side by side until `stop` is set, one of them fails, or all have ended.
-
-    What still runs then is cancelled in the reverse order of the arguments, each awaited before the next: name first
-    what the others need. The first failure is raised once all have ended; a failure while ending is logged.
-    """
-    tasks = [asyncio.create_task(coro) for coro in coros]
-    stopping = asyncio.create_task(stop.wait())
-    failure: BaseException | None = None
-    try:
-        running: set[asyncio.Task[Any]] = set(tasks)
-        while running and not stopping.done() and failure is None:
-            done, _ = await asyncio.wait({*running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            running -= done
-            failure = next((error for task in tasks if task in done and (error := _failure(task))), None)
-    finally:
-        for task in (stopping, *reversed(tasks)):
-            await _end(task, known=failure)
-    if failure is not None:
-        raise failure
-
-
-def _failure(task: asyncio.Task[Any]) -> BaseException | None:
-    return None if task.cancelled() else task.exception()
-
-
-async def _end(task: asyncio.Task[Any], *, known: BaseException | None) -> None:
-    task.cancel()
-    await asyncio.wait({task})
-    if (error := _failure(task)) is not None and error is not known:
-        log.error("failed while ending", exc_info=error)

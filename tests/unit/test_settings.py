@@ -10,7 +10,17 @@ import pytest
 from consumers.settings import AssembleSettings, ConsumersSettings, SinkSettings
 from ingest.contract.settings import GROUPS, PREFIX, all_fields, known_names
 from ingest.runtime.errors import UsageError
-from ingest.runtime.settings import DEFAULT, HIDDEN, Loaded, Settings, Surface, effective, load, rendered_default
+from ingest.runtime.settings import (
+    DEFAULT,
+    HIDDEN,
+    Loaded,
+    Settings,
+    Surface,
+    effective,
+    load,
+    rendered_default,
+    without_password,
+)
 from ingest.settings import IngestSettings, ReceiveSettings, TopicsSettings
 
 SURFACE = Surface(prefix=PREFIX, fields=all_fields())
@@ -354,6 +364,31 @@ def test_effective_settings_hide_every_secret() -> None:
     assert rows["DLR_KAFKA_SASL_PASSWORD"] == (HIDDEN, "the environment, DLR_KAFKA_SASL_PASSWORD")
     assert rows["DLR_COMMIT_INTERVAL_MS"] == ("200", DEFAULT)
     assert "hunter" not in str(rows) + repr(loaded) + str(loaded.settings)
+
+
+@pytest.mark.parametrize(
+    ("dsn", "shown"),
+    [
+        ("postgresql://h/d", "postgresql://h/d"),
+        ("postgresql://u@h:1/d?sslmode=require", "postgresql://u@h:1/d?sslmode=require"),
+        ("postgresql://u:hunter2@h/d", f"postgresql://u:{HIDDEN}@h/d"),
+        ("postgresql://u:hunter@2@h/d", f"postgresql://u:{HIDDEN}@h/d"),
+        ("postgresql://h/d?PassWord=hunter@2", f"postgresql://h/d?PassWord={HIDDEN}"),
+        ("postgresql://h/d?p%61ssword=hunter2", f"postgresql://h/d?p%61ssword={HIDDEN}"),
+        ("postgresql://u:hunter/2@h/d", HIDDEN),
+        ("postgresql://u:hunter?2@h/d", HIDDEN),
+        ("postgresql://u:hunter#2@h/d", HIDDEN),
+        ("postgresql://u:[hunter2@h/d", HIDDEN),
+    ],
+)
+def test_no_way_of_writing_a_dsn_shows_its_password(dsn: str, shown: str) -> None:
+    """What is not written as a URL should be is hidden as a whole."""
+    assert without_password(dsn) == shown
+
+
+def test_a_dsn_that_cannot_be_parsed_is_not_quoted() -> None:
+    """Libraries quote what they refuse; we do not."""
+    assert "hunter" not in mistake(SinkSettings, {"DLR_POSTGRES_DSN": "mysql://u:hunter\u2100@h/d"})
 
 
 def test_a_sink_has_a_group_of_its_kind_unless_one_is_set() -> None:

@@ -1,6 +1,5 @@
-"""Tasks that belong together end together, in order, and nothing holds up the end."""
+"""Signals ask for an end, and nothing holds it up."""
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -10,74 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.runtime.supervise import exit_within, run, run_until, stop_event_on_signals
-
-
-class Recorder:
-    """Coroutines that note when they end."""
-
-    def __init__(self) -> None:
-        self.ended: list[str] = []
-
-    async def forever(self, name: str) -> None:
-        """Run until cancelled."""
-        try:
-            await asyncio.Event().wait()
-        finally:
-            self.ended.append(name)
-
-    async def fails(self, error: Exception) -> None:
-        """Fail at once."""
-        raise error
-
-    async def returns(self, name: str) -> None:
-        """End at once."""
-        self.ended.append(name)
-
-
-async def test_stop_ends_all_in_reverse_order() -> None:
-    """What was named first, because others need it, ends last."""
-    recorder, stop = Recorder(), asyncio.Event()
-    running = asyncio.create_task(run_until(stop, recorder.forever("first"), recorder.forever("second")))
-    await asyncio.sleep(0)
-
-    stop.set()
-    await running
-
-    assert recorder.ended == ["second", "first"]
-
-
-async def test_the_first_failure_ends_all_and_is_raised() -> None:
-    """A part that fails does not leave the others running."""
-    recorder = Recorder()
-
-    with pytest.raises(OSError, match="broken"):
-        await run_until(asyncio.Event(), recorder.forever("other"), recorder.fails(OSError("broken")))
-
-    assert recorder.ended == ["other"]
-
-
-async def test_a_part_that_is_done_does_not_end_the_others() -> None:
-    """Only failures and the stop end what still runs; when all are done it is over."""
-    recorder = Recorder()
-
-    await run_until(asyncio.Event(), recorder.returns("a"), recorder.returns("b"))
-
-    assert recorder.ended == ["a", "b"]
-
-
-async def test_cancelling_ends_all() -> None:
-    """Whoever cancels the whole cancels the parts."""
-    recorder = Recorder()
-    running = asyncio.create_task(run_until(asyncio.Event(), recorder.forever("a")))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-
-    running.cancel()
-
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    assert recorder.ended == ["a"]
+from ingest.runtime.supervise import exit_within, run, stop_event_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
