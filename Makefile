@@ -33,8 +33,8 @@ format: $(READY) ## rewrite the sources in the one format
 test: $(READY) ## the whole suite, real Kafka and real PostgreSQL included
 	$(BIN)/python -m pytest
 
-demo: $(READY) ## the whole path on this machine, ended by a reconciliation table
-	$(BIN)/python -m deploy.local.demo
+demo: $(READY) ## the whole path on this machine, ended by a reconciliation table (KEEP=1 leaves it up)
+	$(BIN)/python -m deploy.local.demo $(if $(KEEP),--keep)
 
 up: $(READY) ## the stack of the demo, left running
 	$(BIN)/python -m deploy.local.stack up
