@@ -281,7 +281,7 @@ class DiskBacklog:
             if spooled.position > self._settled:
                 self._ready.append((spooled, file))
                 self._ready_bytes += len(spooled.push.body)
-        file.unsaved += piece.damaged
+        file.unsaved += [damage for damage in piece.damaged if damage not in file.known]
         place.offset, place.after = piece.offset, piece.after
         if place.offset < file.end:
             return

@@ -117,7 +117,7 @@ class DiskSpool(DiskBacklog):
             folder,
             self._budget,
             next_sequence=recovered.next_sequence,
-            trusted_ends=recovered.trusted_ends,
+            good_ends=recovered.good_ends,
             file_bytes=options.log_file_bytes,
             retry_s=options.retry_s,
         )

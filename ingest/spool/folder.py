@@ -45,6 +45,7 @@ class LogFile:
         pushes: pushes in it that are not settled, with `reports` in them and `body_bytes` of bodies.
         settled: highest position in it that was settled since the folder was opened.
         sealed: nothing is appended any more.
+        known: places that are no frames and were dealt with when the folder was opened.
         unsaved: damaged places whose bytes are not yet in quarantine.
     """
 
@@ -59,6 +60,7 @@ class LogFile:
     body_bytes: int = 0
     settled: int = 0
     sealed: bool = False
+    known: list[Damage] = field(default_factory=list)
     unsaved: list[Damage] = field(default_factory=list)
 
 

@@ -1,6 +1,5 @@
 """What a folder holds after whatever happened to it. Log files are only read; damaged bytes go to quarantine."""
 
-import contextlib
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from ingest.runtime.files import FileSystem
 from ingest.runtime.logfile import Damage, Frame, scan_file
 from ingest.spool.cursor import Cursor
 from ingest.spool.folder import Folder, LogFile, parse_log_name
-from ingest.spool.record import decode_opening, decode_push
+from ingest.spool.record import GoodEnd, decode_opening, decode_push, vouched_end
 
 _log = structlog.get_logger(__name__)
 
@@ -27,7 +26,7 @@ class Recovered:
         next_sequence: above every sequence that was ever used here.
         oldest_ms: when the first push that is not settled was received.
         damaged: damaged places found now for the first time and saved in quarantine; each counts as one report.
-        trusted_ends: up to where the newest files are good, by name, for the opening note of the next file.
+        good_ends: what is known of the files by name, for the opening note of the next file.
     """
 
     cursor: Cursor
@@ -36,7 +35,7 @@ class Recovered:
     next_sequence: int = 1
     oldest_ms: int | None = None
     damaged: int = 0
-    trusted_ends: dict[str, int] = field(default_factory=dict)
+    good_ends: dict[str, GoodEnd] = field(default_factory=dict)
 
 
 def recover(folder: Folder) -> Recovered:
@@ -45,9 +44,11 @@ def recover(folder: Folder) -> Recovered:
     A place that cannot be read as frames is
 
     - room, if it is zeros at the end of a file;
-    - a torn tail, which nobody was promised, at the end of the newest file with frames: it is ignored;
+    - damage, if something says that it was good once: a later frame of the file that was written after the place was
+      synced, or a newer file. Its bytes go to quarantine, and the frames around it are kept;
     - beyond the end that the next file's opening note states, refused by us after a failed sync: it is ignored;
-    - damage otherwise: its bytes go to quarantine, and the frames around it are kept.
+    - torn otherwise, at the end of the newest file or in the middle of its last group: nobody was promised what stood
+      there, and it is ignored.
 
     Raises:
         SpoolFormatError: a newer version wrote it.
@@ -56,7 +57,7 @@ def recover(folder: Folder) -> Recovered:
     fs = folder.fs
     found = Recovered(Cursor(fs, folder.path))
     files = [file for name in fs.listdir(folder.path) if (file := parse_log_name(folder.path / name))]
-    stated: dict[str, int] = {}
+    stated: dict[str, GoodEnd] = {}
     for file in files:
         stated.update(_opening(fs, file))
     seen = [_Scan(folder, file, stated.get(file.path.name), found.cursor.position) for file in files]
@@ -65,15 +66,15 @@ def recover(folder: Folder) -> Recovered:
     for at, scan in enumerate(seen):
         file = scan.file
         found.next_sequence = max(found.next_sequence, scan.highest + 1, file.first)
-        damage = scan.damage(torn_is_damage=at < newest or scan.stated is not None)
         following = files[at + 1].first if at + 1 < len(files) else None
-        if following is not None and following <= found.cursor.position + 1:
-            damage = []  # everything in this file is settled, what is damaged too
-        found.damaged += sum(_save(folder, file, place) for place in damage)
+        if following is None or following > found.cursor.position + 1:  # else all of it is settled, damaged or not
+            damage = scan.damage(has_newer=at < newest)
+            found.damaged += sum(_save(folder, file, place) for place in damage)
         if scan.frames or file.unsaved:
             found.files.append(file)
         else:
             found.leftovers.append(file)
+            found.good_ends[file.path.name] = GoodEnd(0)
         if found.oldest_ms is None:
             found.oldest_ms = scan.oldest_ms
     _settle_newest(fs, found, seen, newest)
@@ -83,41 +84,52 @@ def recover(folder: Folder) -> Recovered:
 class _Scan:
     """One log file, read from its beginning."""
 
-    def __init__(self, folder: Folder, file: LogFile, stated: int | None, settled: int) -> None:
+    def __init__(self, folder: Folder, file: LogFile, stated: GoodEnd | None, settled: int) -> None:
         self.file = file
         self.stated = stated
         self.frames = 0
         self.highest = 0
         self.oldest_ms: int | None = None
-        self._damage: list[tuple[Damage, bool]] = []  # with: lies before an unsettled frame, or at the end
+        self._vouched = 0
+        self._unsettled: list[Damage] = []  # before an unsettled frame, or at the end
         file.sealed = True
         opened = folder.fs.open(file.path)
         try:
             file.length = opened.size()
-            end = file.length if stated is None else min(stated, file.length)
-            waiting: list[Damage] = []
+            end = file.length if stated is None else min(stated.end, file.length)
             for item in scan_file(opened, 0, end, salt=file.salt, after=file.first - 1):
                 if isinstance(item, Damage):
-                    waiting.append(item)
+                    file.known.append(item)
+                    self._unsettled.append(item)
                     continue
+                if item.sequence <= settled:
+                    self._unsettled.clear()
                 self._count(item, settled)
-                if item.sequence > settled:
-                    self._damage += [(place, True) for place in waiting]
-                waiting.clear()
-            self._damage += [(place, place.kind == "corrupt") for place in waiting]
-            if stated is not None and file.end < stated and not waiting:
-                # Good frames stood here and are gone without a trace.
-                self._damage.append((Damage(file.end, stated, "corrupt"), True))
         finally:
             opened.close()
 
-    def damage(self, *, torn_is_damage: bool) -> list[Damage]:
-        return [place for place, certain in self._damage if certain or torn_is_damage]
+    def damage(self, *, has_newer: bool) -> list[Damage]:
+        """The places that were good once and may hold what is not settled."""
+        stated, file = self.stated or GoodEnd(0), self.file
+        vouched = max(self._vouched, stated.end)
+        if has_newer and self.stated is None:
+            vouched = file.length  # the note that would say is damaged itself: take no risk
+        places = [place for place in self._unsettled if place.start < vouched and place[:2] not in stated.holes]
+        if file.end < stated.end and not any(place.start >= file.end for place in places):
+            places.append(Damage(file.end, stated.end, "corrupt"))  # gone without a trace
+        return places
+
+    def good_end(self) -> GoodEnd:
+        """What the next file's opening note can say of this one, if it is on the device."""
+        if self.stated is not None:
+            return self.stated
+        return GoodEnd(self.file.end, [place[:2] for place in self.file.known if self._vouched <= place.start])
 
     def _count(self, frame: Frame, settled: int) -> None:
         file = self.file
         self.frames += 1
         self.highest, file.end = frame.sequence, frame.end
+        self._vouched = max(self._vouched, vouched_end(frame))
         push = decode_push(frame)
         if push is not None and frame.sequence > settled:
             if not file.pushes:
@@ -129,7 +141,7 @@ class _Scan:
                 self.oldest_ms = push.received_ms
 
 
-def _opening(fs: FileSystem, file: LogFile) -> dict[str, int]:
+def _opening(fs: FileSystem, file: LogFile) -> dict[str, GoodEnd]:
     opened = fs.open(file.path)
     try:
         first = next(scan_file(opened, salt=file.salt, after=file.first - 1, chunk_bytes=4096), None)
@@ -151,14 +163,15 @@ def _save(folder: Folder, file: LogFile, place: Damage) -> bool:
 
 
 def _settle_newest(fs: FileSystem, found: Recovered, seen: list[_Scan], newest: int) -> None:
-    """Make what the newest file shows true on the device, then its end may be stated; older ones are stated already."""
+    """Make what the newest file shows true on the device, then it may be stated; older ones are stated already."""
     for at, scan in enumerate(seen[: newest + 1]):
-        if scan.stated is not None:
-            found.trusted_ends[scan.file.path.name] = scan.stated
-        elif at == newest:
-            with contextlib.suppress(OSError):  # not stated, then: the next start judges it anew
+        if at == newest and scan.stated is None:
+            try:
                 _sync(fs, scan.file.path)
-                found.trusted_ends[scan.file.path.name] = scan.file.end
+            except OSError:  # not stated, then: the next start judges it anew
+                return
+        if at == newest or scan.stated is not None:
+            found.good_ends[scan.file.path.name] = scan.good_end()
 
 
 def _sync(fs: FileSystem, path: Path) -> None:

@@ -13,7 +13,7 @@ from ingest.contract.push import Push
 from ingest.runtime.logfile import HEADER_BYTES, LogWriter, encode_frame, encode_header
 from ingest.spool.base import SpoolBrokenError, SpoolFullError
 from ingest.spool.folder import Budget, Folder, LogFile, log_name
-from ingest.spool.record import OPENING_TAG, encode_opening, encode_tag
+from ingest.spool.record import OPENING_TAG, GoodEnd, encode_opening, encode_tag
 
 _log = structlog.get_logger(__name__)
 
@@ -63,7 +63,7 @@ class GroupWriter:
         folder: held by this process.
         budget: of the root.
         next_sequence: above every sequence ever used in the folder.
-        trusted_ends: up to where the files that stand there are good, by name.
+        good_ends: what is known of the files that stand there, by name.
         file_bytes: room that is preallocated for a log file.
         retry_s: how long a refusal to begin a file is repeated without asking the device again, unless `ask_again`.
         now: monotonic seconds.
@@ -78,7 +78,7 @@ class GroupWriter:
         budget: Budget,
         *,
         next_sequence: int,
-        trusted_ends: dict[str, int],
+        good_ends: dict[str, GoodEnd],
         file_bytes: int,
         retry_s: float,
         now: Callable[[], float] = time.monotonic,
@@ -86,7 +86,7 @@ class GroupWriter:
         self._folder = folder
         self._budget = budget
         self._sequence = next_sequence
-        self._ends = dict(trusted_ends)
+        self._ends = dict(good_ends)
         self._file_bytes = file_bytes
         self._retry_s = retry_s
         self._now = now
@@ -137,7 +137,7 @@ class GroupWriter:
         # Not synced: a failed sync must not be followed by another, and for a good file it only gives room back.
         with contextlib.suppress(OSError):
             log.seal()
-        self._ends[log.path.name] = log.synced
+        self._ends[log.path.name] = GoodEnd(log.synced)
         outcome.sealed.append(file)
 
     def _append(self, pushes: Sequence[Push], outcome: Outcome) -> Part:
@@ -147,7 +147,7 @@ class GroupWriter:
         frames: list[bytes] = []
         at = self._log.end
         for push in pushes:
-            frames += (self._header(push), push.body)
+            frames += (self._header(push, self._log.synced), push.body)
             part.starts.append(at)
             at += HEADER_BYTES + len(push.body)
         part.end = at
@@ -161,10 +161,10 @@ class GroupWriter:
         self.last_kept = self._sequence - 1
         return part
 
-    def _header(self, push: Push) -> bytes:
+    def _header(self, push: Push, synced: int) -> bytes:
         sequence = self._sequence
         self._sequence += 1
-        return encode_header(sequence, encode_tag(push), push.body, salt=self._file.salt if self._file else 0)
+        return encode_header(sequence, encode_tag(push, synced), push.body, salt=self._file.salt if self._file else 0)
 
     def _next_file(self, frame_bytes: int, outcome: Outcome) -> Exception | None:
         """Begin a file with room for one such frame. The present one stays in use if that fails."""
@@ -177,7 +177,7 @@ class GroupWriter:
     def _begin_file(self, frame_bytes: int, outcome: Outcome) -> Exception | None:
         ends = dict(list(self._ends.items())[-_STATED_ENDS_MAX:])
         if self._log is not None:
-            ends[self._log.path.name] = self._log.synced
+            ends[self._log.path.name] = GoodEnd(self._log.synced)
         salt = secrets.randbits(32)
         opening = encode_frame(self._sequence, OPENING_TAG, encode_opening(ends), salt=salt)
         least = len(opening) + frame_bytes
