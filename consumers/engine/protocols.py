@@ -54,7 +54,7 @@ class Ledger(Protocol):
                 `next_changelog_offset()` say which: to be treated as doubt (read the changelog from there again).
             LedgerFormatError: a record is of a newer format than this release reads; nothing of it was applied.
             LedgerDamagedError: an offset that does not rise, a cycle that does not follow on the last one, a record
-                that is none; nothing of it was applied. The records do not continue this state: discard and restore.
+                that is none, or a journal file that could not be synced. Cycles before it may have been applied.
         """
         ...
 
@@ -99,12 +99,16 @@ class Ledger(Protocol):
         """Return once all that was applied is on the device. Not needed for correctness: it shortens a restore.
 
         Raises:
-            OSError: as `apply`.
+            LedgerDamagedError: the device did not take it, so that what stands there is not certain.
         """
         ...
 
     def discard(self) -> None:
-        """Throw the local state away and go on empty, `next_changelog_offset()` 0: the changelog restores it."""
+        """Throw the local state away and go on empty, `next_changelog_offset()` 0: the changelog restores it.
+
+        Raises:
+            OSError: the folder does not serve, or was removed: close, and open anew.
+        """
         ...
 
     def close(self) -> None:
@@ -121,6 +125,9 @@ class LedgerStore(Protocol):
         Damage is repaired here: an append that a crash cut short is removed, anything worse discards the local state
         (then `next_changelog_offset()` is 0) and is logged. A folder that somebody else holds is waited for briefly,
         at most `lock_wait_s`; then the ledger is an empty one in a folder of its own.
+
+        What is opened must be brought to the end of the changelog before it is asked: where a crash took cycles from
+        its end, entries that only these allowed to forget may be gone already.
 
         Raises:
             LedgerFormatError: the state is of a newer format; says which.
