@@ -15,7 +15,7 @@ from ingest.contract.push import Route
 from ingest.contract.settings import PREFIX, LogSettings, all_fields
 from ingest.runtime.cli import Cli, print_effective
 from ingest.runtime.settings import Loaded, Surface
-from ingest.settings import IngestSettings, ReceiveSettings, SimulateSettings, TopicsSettings
+from ingest.settings import DrainSettings, IngestSettings, ReceiveSettings, SimulateSettings, TopicsSettings
 
 SURFACE = Surface(prefix=PREFIX, fields=all_fields())
 
@@ -42,6 +42,15 @@ def receive(loaded: Loaded[ReceiveSettings]) -> None:
     from ingest.runtime.supervise import run  # noqa: PLC0415
 
     run(serve(loaded.settings, os.environ))
+
+
+@cli.command(DrainSettings)
+def drain(loaded: Loaded[DrainSettings]) -> None:
+    """Publish what spool folders nobody holds still contain; status 0 only when none is left."""
+    from ingest.drain import drain_spool  # noqa: PLC0415
+    from ingest.runtime.supervise import run  # noqa: PLC0415
+
+    run(drain_spool(loaded.settings))
 
 
 @cli.command(TopicsSettings)

@@ -14,7 +14,7 @@ from typing import Any, Final
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
-from aiokafka.errors import KafkaError, KafkaTimeoutError
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
 from ingest.forward.link import NoPartitionError, RefusedError, SendError
 from ingest.forward.publisher import Publisher
@@ -69,6 +69,10 @@ class KafkaLink:
     def connected(self) -> bool:
         """See `Link`."""
         return self._producer is not None and not self._missing
+
+    def missing(self) -> list[str]:
+        """See `Link`."""
+        return sorted(self._missing)
 
     async def partitions(self, topic: str) -> int:
         """See `Link`. The topic is found by listing all: a client that names one can bring it into being."""
@@ -139,8 +143,7 @@ class KafkaLink:
         while True:
             producer = self._build()
             try:
-                async with asyncio.timeout(START_TIMEOUT_S):
-                    await producer.start()
+                await self._start(producer)
             except (KafkaError, OSError, AssertionError, TimeoutError) as error:
                 if not away:
                     away = True
@@ -154,6 +157,13 @@ class KafkaLink:
                 if away:
                     _log.info("Kafka is back")
                 return producer
+
+    async def _start(self, producer: AIOKafkaProducer) -> None:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await producer.start()
+            # Its first metadata are of no topic: without these it would have to ask for one by name.
+            if not await self._list_topics(producer):
+                raise KafkaConnectionError("no broker lists the topics")
 
     def _build(self) -> AIOKafkaProducer:
         return AIOKafkaProducer(

@@ -49,7 +49,11 @@ class Link(Protocol):
         ...
 
     def connected(self) -> bool:
-        """Whether a producer stands ready, as far as is known."""
+        """Whether a producer stands ready and no topic is missing, as far as is known."""
+        ...
+
+    def missing(self) -> list[str]:
+        """Topics that were asked for and do not exist, or may not be seen."""
         ...
 
     async def close(self) -> None:

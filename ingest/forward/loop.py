@@ -83,7 +83,12 @@ class Forwarder:
             adopt: gives what is free, oldest first.
         """
         while True:
-            await self.serve_all(await adopt())
+            try:
+                adopted = await adopt()
+            except OSError as error:
+                _log.error("folders of ended processes cannot be looked for", because=error.strerror)
+            else:
+                await self.serve_all(adopted)
             await self._clock.sleep(ADOPT_INTERVAL_S)
 
     async def serve_all(self, adopted: Sequence[Adopted]) -> None:

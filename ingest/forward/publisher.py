@@ -72,6 +72,10 @@ class Publisher:
         since = self._clock.monotonic() - STALL_S
         return self._link.connected() and not any(lane.waits_since(since) for lane in self._lanes.values())
 
+    def missing(self) -> list[str]:
+        """Topics that were asked for and do not exist, or may not be seen."""
+        return self._link.missing()
+
     async def connect(self, *topics: str) -> None:
         """Return once there are brokers and each of the topics."""
         for topic in topics:

@@ -93,6 +93,10 @@ class MemoryLink:
         """See `Link`."""
         return not self.closed
 
+    def missing(self) -> list[str]:
+        """See `Link`."""
+        return []
+
     async def close(self) -> None:
         """Note it."""
         self.closed = True

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from ingest.contract.push import Push, Route
-from ingest.forward import parcel as parcel_module
+from ingest.contract.push import split as split_body
 from ingest.forward.courier import Courier, ForwardTopics
 from ingest.forward.direct import KafkaPublisher
 from ingest.forward.loop import TAKE_MAX_BYTES, TAKES_IN_FLIGHT, Forwarder
@@ -120,14 +120,13 @@ async def test_a_push_keeps_the_limit_it_was_accepted_with() -> None:
 
 async def test_a_fault_of_ours_neither_loses_a_body_nor_holds_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unexpected error in splitting makes the body a dead letter with the reason `internal`."""
-    real = parcel_module.split
 
-    def split(route: Route, body: bytes, *, reports_max: int, counted: int | None = None) -> object:
+    def faulty(route: Route, body: bytes, *, reports_max: int, counted: int | None = None) -> object:
         if b"id-2" in body:
             raise KeyError("id-2")
-        return real(route, body, reports_max=reports_max, counted=counted)
+        return split_body(route, body, reports_max=reports_max, counted=counted)
 
-    monkeypatch.setattr(parcel_module, "split", split)
+    monkeypatch.setattr("ingest.forward.parcel.split", faulty)
     world = World()
     poison = batch(report(2), report(3))
 
