@@ -41,8 +41,12 @@ async def deliver(settings: SinkSettings, kind: str, *, create: bool) -> None:
         ServiceAwayError: Kafka or the destination stayed away at the start.
         UsageError: a setting, or the destination, is not as it must be, or a topic does not exist.
     """
+    await serve(settings, kind, create=create, stop=stop_event_on_signals(settings.shutdown_grace_s))
+
+
+async def serve(settings: SinkSettings, kind: str, *, create: bool, stop: asyncio.Event) -> None:
+    """Deliver until `stop` is set; arguments and errors as of `deliver`."""
     clock = SystemClock()
-    stop = stop_event_on_signals(settings.shutdown_grace_s)
     sink = make_sink(settings, kind, clock=clock, create=create)
     standing = _Standing(kind, stop)
     async with AsyncExitStack() as stack:
