@@ -20,6 +20,12 @@ ACCEPT_MOST: Final = 64
 LINGER_S: Final = 5.0
 """How long what is left of a refused body is read and dropped, so that the answer is not lost to a reset."""
 
+FIRST_WORD_S: Final = 0.5
+"""How long a connection that was accepted last may take to begin its request."""
+
+CUT_S: Final = 0.05
+"""What a connection that is still open at the end gets; aiohttp takes 0 for no bound at all."""
+
 ACCEPT_PAUSE_S: Final = 0.1
 """Pause after accept failed for want of something that comes back (file descriptors, memory)."""
 
@@ -121,12 +127,13 @@ class CallbackPort:
         self._stop_accepting()
         self._listener.close()
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(self._server.shutdown, 0.0)
+            stack.push_async_callback(self._server.shutdown, CUT_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
                     if self._opening:
                         await asyncio.wait(self._opening)
-                    self._server.pre_shutdown()
+                    for connection in self._server.senders():
+                        connection.leave(FIRST_WORD_S)
                     await self._empty.wait()
 
     def _accept(self) -> None:

@@ -86,6 +86,15 @@ class Connection(RequestHandler):
         self.close()
         return True
 
+    def leave(self, patience_s: float) -> None:
+        """Close the connection: after the request under way, or at once; a new one may ask within `patience_s`."""
+        if not self._is_idle():
+            self.close()
+        elif self._request_count or not patience_s:
+            self.force_close()
+        else:
+            self._loop.call_later(patience_s, self.leave, 0.0)
+
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
         """Go on reading if it was paused; aiohttp asks with every piece that is taken from a body."""
         if self._reading_paused:
@@ -156,3 +165,7 @@ class Server(web.Server):
     def __call__(self) -> Connection:
         """A connection for the next socket."""
         return Connection(self, loop=self._loop, **self._options)
+
+    def senders(self) -> list[Connection]:
+        """The open connections."""
+        return [connection for connection in self.connections if isinstance(connection, Connection)]

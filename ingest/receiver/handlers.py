@@ -37,7 +37,6 @@ class Limits:
     body_max_bytes: int
     reports_max: int
     request_timeout_s: float
-    bodies_max_bytes: int = BODIES_MAX_BYTES
 
 
 class CallbackHandler:
@@ -148,7 +147,7 @@ class CallbackHandler:
 
     def _hold(self, size: int) -> None:
         """Count bytes as held by a request that is not answered yet: 503 beyond the bound."""
-        if self._held_bytes + size > self._limits.bodies_max_bytes:
+        if self._held_bytes + size > BODIES_MAX_BYTES:
             self._metrics.bodies_full.inc()
             raise RefusedError(statuses.come_back(RETRY_AFTER_S))
         self._held_bytes += size

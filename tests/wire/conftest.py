@@ -121,6 +121,7 @@ class Receiver:
     address: tuple[str, int]
     spool: FakeSpool
     registry: CollectorRegistry
+    durable: Any
     senders: list[Sender] = field(default_factory=list)
 
     async def connect(self) -> Sender:
@@ -165,15 +166,16 @@ async def start() -> AsyncIterator[Start]:
         address = listener.getsockname()
         registry = CollectorRegistry()
         spool = spool or FakeSpool()
+        durable = durable_path(mode, spool, publisher, ack_timeout_s=ack_timeout_s)
         port = CallbackPort(
             listener,
             settings=replace(SETTINGS, **settings),
-            durable=durable_path(mode, spool, publisher, ack_timeout_s=ack_timeout_s),
+            durable=durable,
             clock=SystemClock(),
             metrics=ReceiverMetrics(registry),
         )
         port.start()
-        running.append(Receiver(port, address, spool, registry))
+        running.append(Receiver(port, address, spool, registry, durable))
         return running[-1]
 
     yield run
