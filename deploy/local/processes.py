@@ -133,6 +133,11 @@ class Service:
         child = subprocess.Popen(launcher, start_new_session=True, stdin=subprocess.DEVNULL, env=environment)
         return cls(child.pid, child)
 
+    @property
+    def status(self) -> int | None:
+        """How it ended, a signal as its negative number; None while it is not known to have, or is no child of ours."""
+        return None if self._child is None else self._child.returncode
+
     def running(self) -> bool:
         """Whether it has not ended; a frozen process runs."""
         return not self._ended(0)
