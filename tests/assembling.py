@@ -6,22 +6,28 @@ What is read back is read the way a customer reads it: `read_committed`, from th
 import asyncio
 import contextlib
 import json
+import os
+import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 
 from consumers.commands.assemble import MakeStore, serve
 from consumers.engine.snapshot import Record, read_topic
 from consumers.settings import AssembleSettings
-from ingest.contract.topics import DEAD_LETTERS_PARTITIONS, changelog_topic, wanted_topics
+from ingest.contract.topics import DEAD_LETTERS_PARTITIONS, changelog_topic, transactional_id, wanted_topics
 from ingest.runtime.kafka import TopicAdmin, client_options
 from ingest.runtime.partitioner import partition_of
 from tests.oracle import Raw, last_results
 
 PATIENCE_S = 60.0
 LOOK_AGAIN_S = 0.05
+
+Condition = Callable[[], Awaitable[bool]]
 
 
 def a_report(message_id: str, sequence: int = 1, total: int = 1, status: str = "DELIVRD", **more: Any) -> Raw:
@@ -61,7 +67,7 @@ class Bench:
             partitions: of reports, results and changelog.
             settings: of the assembler, over those that suit a test.
         """
-        chosen = {
+        chosen: dict[str, Any] = {
             "kafka_bootstrap_servers": bootstrap,
             "reports_topic": f"{prefix}reports",
             "results_topic": f"{prefix}results",
@@ -76,10 +82,30 @@ class Bench:
         self.options = client_options(self.settings)
         self.changelog = changelog_topic(self.settings.group_id, self.settings.reports_topic)
 
+    def transactional_id(self, partition: int) -> str:
+        """The id under which a partition's owner writes."""
+        return transactional_id(self.settings.group_id, self.settings.reports_topic, partition)
+
     async def make_topics(self) -> None:
         """Make all of them, the changelog included."""
         async with TopicAdmin(self.options) as admin:
             await admin.create(wanted_topics(self.settings.topic_needs()))
+
+    async def remake_changelog(self) -> None:
+        """Delete the changelog and make it again, empty."""
+        admin = AIOKafkaAdminClient(**self.options)
+        await admin.start()
+        try:
+            await admin.delete_topics([self.changelog])
+        finally:
+            await admin.close()
+
+        async def gone() -> bool:
+            async with TopicAdmin(self.options) as topics:
+                return self.changelog not in await topics.existing(describe=())
+
+        await until(gone)
+        await self.make_topics()
 
     async def publish(self, reports: Iterable[Raw]) -> None:
         """Write reports as the forwarder does: value, key, partition by key."""
@@ -142,15 +168,23 @@ class Bench:
         """All results, decoded, partition by partition in order."""
         return [json.loads(record.value or b"") for record in await self.read(self.settings.results_topic)]
 
+    async def passed(self) -> int:
+        """Offsets of the input that the group has passed."""
+        return (await self._progress())[0]
+
     async def lag(self) -> int:
         """Offsets of the input that the group has not passed yet."""
+        return (await self._progress())[1]
+
+    async def _progress(self) -> tuple[int, int]:
         consumer = AIOKafkaConsumer(**self.options, group_id=self.settings.group_id, enable_auto_commit=False)
         places = [TopicPartition(self.settings.reports_topic, number) for number in range(self.partitions)]
         consumer.assign(places)
         await consumer.start()
         try:
             ends = await consumer.end_offsets(places)
-            return sum([ends[place] - (await consumer.committed(place) or 0) for place in places])
+            passed = sum([await consumer.committed(place) or 0 for place in places])
+            return passed, sum(ends.values()) - passed
         finally:
             await consumer.stop()
 
@@ -171,7 +205,7 @@ class Bench:
         await until(there, watched)
 
 
-async def until(condition: Callable[[], Any], watched: "asyncio.Task[None] | None" = None) -> None:
+async def until(condition: Condition, watched: "asyncio.Task[None] | None" = None) -> None:
     """Wait for an awaitable condition; fail when the assembler that is to bring it about ends."""
     async with asyncio.timeout(PATIENCE_S):
         while not await condition():
@@ -197,3 +231,43 @@ def last_of(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 def assert_exact(results: Sequence[Mapping[str, Any]], reports: Iterable[Raw]) -> None:
     """Every message's last result is the oracle's, and its revisions are 1, 2, ... without gap or repeat."""
     assert last_of(results) == last_results(reports)
+
+
+class Child:
+    """`python -m consumers assemble` as a process of its own."""
+
+    def __init__(self, bench: Bench, log: Path) -> None:
+        """Describe it.
+
+        Args:
+            bench: whose settings it has.
+            log: file for what it prints.
+        """
+        shown = bench.settings.model_dump(mode="json", exclude_none=True, include=bench.settings.model_fields_set)
+        self._environ = {f"DLR_{name.upper()}": str(value) for name, value in shown.items()}
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self, *arguments: str) -> "asyncio.subprocess.Process":
+        """Start it anew."""
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "consumers", "assemble", *arguments),
+                env={**os.environ, **self._environ},
+                stdout=log,
+                stderr=log,
+            )
+        return self._process
+
+    async def end(self, number: int) -> int:
+        """Send a signal and wait for the end; the exit status."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.send_signal(number)
+        async with asyncio.timeout(PATIENCE_S):
+            return await self._process.wait()
+
+    def said(self) -> str:
+        """All that it has printed."""
+        return self._log.read_text()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import structlog
 
 from consumers.engine.cycle import Outgoing
-from consumers.engine.kafka import CLIENT_ERRORS, is_fenced, is_refused, topic_partition
+from consumers.engine.kafka import CLIENT_ERRORS, forget_failure, is_fenced, is_refused, topic_partition
 
 SETTLE_TIMEOUT_S = 20.0
 """For a new producer to start and to settle its predecessor's transaction."""
@@ -260,6 +260,7 @@ async def _retire(producer: Producer, *, abort: bool) -> None:
         await producer.stop()
     except CLIENT_ERRORS as error:
         _log.debug("a producer did not stop cleanly", error=type(error).__name__)
+    forget_failure(producer)
 
 
 async def _within(timeout_s: float, call: Awaitable[None]) -> None:
