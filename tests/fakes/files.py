@@ -4,8 +4,10 @@ The model is as unkind as POSIX allows: of everything not synced, any part may b
 writes of a file, each torn at 512 bytes, in any order; any subset of the names of a folder. A failed sync throws away
 what it should have written although reads still show it, as Linux does.
 """
+# ruff: noqa: D102 - the methods are described by the protocols of ingest.runtime.files
 
 import errno
+import itertools
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -60,7 +62,7 @@ class _Inode:
             first = -at % _SECTOR
             borders = [0, *range(first, len(data), _SECTOR), len(data)]
             keep = chance.choice((0.0, 0.5, 1.0))
-            for low, high in zip(borders, borders[1:], strict=False):
+            for low, high in itertools.pairwise(borders):
                 if chance.random() < keep:
                     _apply(self.device, ("write", at + low, data[low:high]))
         self.unsynced.clear()
