@@ -1,4 +1,4 @@
-"""The ledger against a dictionary: whatever happens, it is a whole prefix of the changelog, and all of it in the end."""
+"""The ledger against a dictionary: whatever happens, a whole prefix of the changelog, and all of it in the end."""
 
 import contextlib
 import errno

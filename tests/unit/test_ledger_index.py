@@ -1,0 +1,306 @@
+"""Places by digest: the table, the filter, runs and how they are sealed, merged and recovered."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from consumers.ledger import bloom
+from consumers.ledger.index import FROZEN_MAX, RUNS_MAX, Index, choose
+from consumers.ledger.journal import Words
+from consumers.ledger.runs import Covered, Run, Span, combine, in_memory, merge
+from consumers.ledger.table import Columns, Table
+from ingest.runtime.files import RealFileSystem
+from tests.fakes.files import FaultyFileSystem
+
+SEAL = 100
+
+
+def digests(count: int, seed: int = 1) -> tuple[Words, Words]:
+    """Different digests, evenly distributed; of one seed the same ones first."""
+    drawn = np.random.default_rng(seed).integers(0, 2**64, (count, 2), np.uint64)
+    return drawn[:, 0].copy(), drawn[:, 1].copy()
+
+
+def columns(count: int, seed: int = 1, place: int = 2) -> Columns:
+    """Digests with places that rise from `place` in steps of 2."""
+    return Columns(*digests(count, seed), np.arange(count, dtype=np.uint64) * 2 + place)
+
+
+def fill(index: Index, count: int, seed: int = 1, *, first_place: int = 2, step: int = 30, to: int = 1) -> Columns:
+    """Give digests to an index in several updates."""
+    given = columns(count, seed, first_place)
+    for begin in range(0, count, step):
+        part = Columns(*(one[begin : begin + step] for one in given))
+        index.update(*part, np.ones(len(part.high), bool), Covered(1, 1, to))
+    return given
+
+
+@pytest.fixture
+def worker() -> Iterator[Executor]:
+    """One thread beside the work."""
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+@pytest.fixture
+def index(tmp_path: Path, worker: Executor) -> Iterator[Index]:
+    """An empty index that seals early."""
+    made = Index(RealFileSystem(), tmp_path, worker, seal_entries=SEAL)
+    yield made
+    made.close()
+
+
+def test_filter_passes_every_key_that_is_in_and_few_others() -> None:
+    """No false negative; at most 4 of 100 absent keys pass at the chosen size."""
+    high, low = digests(50_000)
+    order = np.argsort(high)
+    words = np.zeros(bloom.words_for(50_000), np.uint64)
+
+    bloom.add(words, high[order], low[order])
+
+    assert bloom.probe(words, high, low).all()
+    assert bloom.probe(words, *digests(50_000, seed=2)).mean() < 0.04
+
+
+def test_table_keeps_the_last_place_of_a_repeated_digest() -> None:
+    """A digest that repeats within one call has one index, and its last place."""
+    table = Table(4)
+    high, low = np.array([1, 2, 1, 1, 3], np.uint64), np.array([7, 7, 7, 8, 7], np.uint64)
+
+    indexes = table.claim(high, low)
+    table.place(indexes, np.array([2, 4, 6, 8, 10], np.uint64))
+
+    assert len(table) == 4
+    assert indexes[0] == indexes[2]
+    assert table.find(high, low).tolist() == [6, 4, 6, 8, 10]
+    assert table.find(np.array([9], np.uint64), np.array([7], np.uint64)).tolist() == [0]
+
+
+def test_table_grows_and_survives_digests_that_want_one_slot() -> None:
+    """Thousands of digests with the same low half are all found."""
+    table = Table(2)
+    high, low = np.arange(3000, dtype=np.uint64), np.full(3000, 5, np.uint64)
+    for begin in range(0, 3000, 500):
+        part = slice(begin, begin + 500)
+        table.place(table.claim(high[part], low[part]), high[part] * 2 + 2)
+
+    assert (table.find(high, low) == high * 2 + 2).all()
+    assert not table.find(high + 3000, low).any()
+
+
+def test_combining_keeps_the_greatest_place_and_drops_what_is_forgotten() -> None:
+    """Digests that share a half are told apart, in whatever order they stand."""
+    older = Columns(*(np.array(one, np.uint64) for one in ([5, 5, 1, 9], [1, 2, 1, 9], [10, 20, 30, 40])))
+    newer = Columns(*(np.array(one, np.uint64) for one in ([5, 5, 5], [2, 1, 3], [110, 120, 130])))
+
+    merged = combine([newer, older], 35)
+
+    assert list(zip(*(column.tolist() for column in merged), strict=True)) == [
+        (5, 1, 120),
+        (5, 2, 110),
+        (5, 3, 130),
+        (9, 9, 40),
+    ]
+
+
+def test_run_finds_digests_that_share_their_first_half() -> None:
+    """A search goes on among equal first halves, at the end of the run too."""
+    given = Columns(*(np.array(one, np.uint64) for one in ([5, 5, 5, 2**64 - 1], [1, 2, 3, 4], [10, 20, 30, 40])))
+    run = in_memory(Span(1, 1), Covered(1, 1, 1), given)
+
+    found = run.find(np.array([5, 5, 2**64 - 1, 5], np.uint64), np.array([3, 1, 4, 9], np.uint64))
+
+    assert found.tolist() == [30, 10, 40, 0]
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_merge_in_parts_is_the_merge_of_all(step: int) -> None:
+    """However it is cut, a merge is ascending and complete, without forgotten places."""
+    older, newer = columns(50, 1), columns(70, 2, place=1000)
+    runs = [in_memory(Span(n, n), Covered(1, 1, n), one) for n, one in enumerate((older, newer), 1)]
+
+    parts = list(merge(runs[::-1], 50, step))
+
+    whole = combine([older, newer], 50)
+    for number in range(3):
+        assert np.concatenate([part[number] for part in parts]).tolist() == whole[number].tolist()
+
+
+def test_everything_is_found_in_whatever_level_it_is(index: Index) -> None:
+    """Sealing and merging beside the work never hide or change a place."""
+    given = fill(index, 4000)
+    again = fill(index, 1000, first_place=100_000)
+
+    found = index.find(given.high, given.low)
+    index.settle()
+
+    assert found[1000:].tolist() == given.places[1000:].tolist()
+    assert found[:1000].tolist() == again.places.tolist()
+    assert (index.find(given.high, given.low) == found).all()
+    assert not index.find(*digests(1000, seed=9)).any()
+    assert index.levels <= RUNS_MAX + 1
+
+
+def test_waiting_is_counted_once_for_each_digest(index: Index) -> None:
+    """The count follows the latest entry, in the table and in runs, and counting anew gives the same."""
+    high, low = digests(1000)
+    fresh, again = np.ones(1000, bool), np.zeros(500, bool)
+    index.update(high, low, np.arange(1000, dtype=np.uint64) * 2 + 1001, fresh, Covered(1, 1, 1))
+    fill(index, 500, seed=5)
+    index.settle()
+
+    index.update(high[:500], low[:500], np.arange(500, dtype=np.uint64) * 2 + 100_000, again, Covered(1, 1, 2))
+
+    assert index.waiting == 500
+    index.count_waiting()
+    assert index.waiting == 500
+
+
+def test_runs_are_taken_over_and_the_rest_is_replayed(index: Index, tmp_path: Path, worker: Executor) -> None:
+    """A new start finds the sealed part in the folder and says from where the journal must be read."""
+    given = fill(index, 4000, to=77)
+    index.settle()
+    index.close()
+
+    again = Index(RealFileSystem(), tmp_path, worker, seal_entries=SEAL)
+    covered = again.recover(lambda _: True, 0)
+
+    assert covered == (1, 1, 77)
+    found = again.find(given.high, given.low)
+    assert found[:3900].tolist() == given.places[:3900].tolist()
+    assert not found[3990:].any()
+    again.close()
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "removed", "refused"])
+def test_run_that_cannot_be_used_takes_the_newer_ones_with_it(
+    damage: str, index: Index, tmp_path: Path, worker: Executor
+) -> None:
+    """What follows a hole is made again from the journal; files that are not used are removed."""
+    for seed in range(6):
+        fill(index, 100, seed, first_place=2 + 1000 * seed, step=100, to=seed + 1)
+    index.settle()
+    index.close()
+    names = sorted(tmp_path.glob("run-*.idx"))
+    assert len(names) > 1
+    spoilt = names[1]
+    if damage == "cut":
+        spoilt.write_bytes(spoilt.read_bytes()[:-1000])
+    elif damage == "header":
+        spoilt.write_bytes(spoilt.read_bytes()[:50] + b"\xff" + spoilt.read_bytes()[51:])
+    elif damage == "removed":
+        spoilt.unlink()
+    (tmp_path / "run-abc.tmp").write_bytes(b"half")
+
+    again = Index(RealFileSystem(), tmp_path, worker, seal_entries=SEAL)
+    with capture_logs():
+        covered = again.recover(lambda run: damage != "refused" or run.end < 5, 0)
+
+    assert covered.end == 4
+    assert sorted(tmp_path.iterdir()) == names[:1]
+    assert again.find(*digests(100, 0)).all()
+    assert not again.find(*digests(100, 4)).any()
+    again.close()
+
+
+def test_forgotten_places_are_unknown_and_their_runs_are_removed(index: Index, tmp_path: Path) -> None:
+    """Forgetting costs no rewriting: a run with nothing younger is unlinked, the others hide what is too old."""
+    old, young = fill(index, 300, 1, step=100), fill(index, 300, 2, first_place=10_000, step=100)
+    index.settle()
+
+    index.forget(10_000)
+
+    assert not index.find(old.high, old.low).any()
+    assert index.find(young.high, young.low).tolist() == young.places.tolist()
+    index.forget(1 << 60)
+    assert not list(tmp_path.glob("run-*"))
+
+
+def test_full_disk_leaves_runs_in_memory(tmp_path: Path, worker: Executor) -> None:
+    """A run that cannot be written is used all the same, and a start without it reads the journal."""
+    fs = FaultyFileSystem(RealFileSystem())
+    index = Index(fs, tmp_path, worker, seal_entries=SEAL)
+
+    def refuse(call: str, path: Path) -> None:
+        if call == "allocate":
+            raise OSError(28, "No space left on device", str(path))
+
+    fs.plan = refuse
+    with capture_logs() as logs:
+        given = fill(index, 1000)
+        index.settle()
+
+    assert (index.find(given.high, given.low) == given.places).all()
+    assert not list(tmp_path.iterdir())
+    assert {log["event"] for log in logs} == {"a run of the ledger could not be written"}
+    index.close()
+
+
+class Held(Executor):
+    """Runs jobs when told to."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[Future[Any], Any, Any]] = []
+
+    def submit(self, call, /, *args, **kwargs):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN002, ANN003, ANN201, ARG002, D102
+        done: Future[Any] = Future()
+        self.jobs.append((done, call, args))
+        return done
+
+    def go(self) -> None:
+        """Run what was submitted."""
+        done, call, args = self.jobs.pop()
+        done.set_result(call(*args))
+
+
+@pytest.mark.parametrize("end", ["close", "discard"])
+def test_job_that_ends_too_late_leaves_no_trace(end: str, tmp_path: Path) -> None:
+    """Sealing that comes back after the folder was given up changes nothing in it."""
+    held = Held()
+    index = Index(RealFileSystem(), tmp_path, held, seal_entries=SEAL)
+    given = fill(index, 250, step=100)
+    assert (index.find(given.high, given.low) == given.places).all()
+
+    index.close() if end == "close" else index.discard()
+    held.go()
+
+    assert not list(tmp_path.iterdir())
+    assert not index.find(given.high[:100], given.low[:100]).any()
+
+
+def test_work_waits_when_sealing_falls_behind(tmp_path: Path) -> None:
+    """Tables that wait to be sealed are bounded: the next one waits for the job."""
+    held = Held()
+    index = Index(RealFileSystem(), tmp_path, held, seal_entries=SEAL)
+    fill(index, (FROZEN_MAX + 1) * SEAL, step=SEAL)
+    helper = threading.Timer(0.05, held.go)
+    helper.start()
+
+    fill(index, SEAL, seed=2, first_place=10_000, step=SEAL)
+
+    helper.join()
+    assert index.levels <= 2 + FROZEN_MAX
+    index.close()
+
+
+def test_runs_are_chosen_by_like_size_and_bounded_in_number() -> None:
+    """Four of a size become one; beyond the bound the smallest neighbours do."""
+
+    def run(count: int) -> Run:
+        none = np.zeros(0, np.uint64)
+        made = in_memory(Span(1, 1), Covered(1, 1, 1), Columns(none, none, none))
+        made.columns = Columns(*(np.zeros(count, np.uint64) for _ in range(3)))
+        return made
+
+    like = [run(100), run(90), run(400), run(110), run(100), run(100), run(100)]
+    growing = [run(SEAL * 2**n) for n in range(RUNS_MAX + 1)]
+
+    assert list(choose(like, SEAL)) == like[3:7]
+    assert list(choose(like[:6], SEAL)) == []
+    assert list(choose(growing, SEAL)) == growing[:4]
