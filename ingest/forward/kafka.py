@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
-from ingest.forward.link import NoPartitionError, RefusedError, SendError
+from ingest.forward.link import ClosedError, NoPartitionError, RefusedError, SendError
 from ingest.forward.publisher import Publisher
 from ingest.forward.record import Record
 from ingest.runtime.backoff import Backoff
@@ -64,6 +64,7 @@ class KafkaLink:
         self._opening = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
         self._missing: set[str] = set()
+        self._closed = False
         self.replaced = 0
 
     def connected(self) -> bool:
@@ -124,6 +125,7 @@ class KafkaLink:
 
     async def close(self) -> None:
         """See `Link`."""
+        self._closed = True
         if self._producer is not None:
             self._retire(self._producer, "closed")
         if self._retiring:
@@ -134,13 +136,19 @@ class KafkaLink:
             return self._producer
         async with self._opening:  # one opens, the others wait for it
             if self._producer is None:
-                self._producer = await self._open()
+                producer = await self._open()
+                if self._closed:
+                    await _stop(producer)
+                    raise ClosedError
+                self._producer = producer
             return self._producer
 
     async def _open(self) -> AIOKafkaProducer:
         backoff = Backoff(RECONNECT_FIRST_S, RECONNECT_MOST_S)
         away = False
         while True:
+            if self._closed:
+                raise ClosedError
             producer = self._build()
             try:
                 await self._start(producer)

@@ -10,6 +10,10 @@ class SendError(Exception):
     """A batch is not known to be written: it was not sent, or that is open. Sending it again is right."""
 
 
+class ClosedError(Exception):
+    """The link was closed; who still wants something of it came too late."""
+
+
 class NoPartitionError(SendError):
     """The topic has no such partition (any more); nothing was sent."""
 
@@ -34,7 +38,11 @@ class Link(Protocol):
     """One way to the brokers, which repairs itself."""
 
     async def partitions(self, topic: str) -> int:
-        """How many partitions the topic has; waits until there are brokers and it is known to exist."""
+        """How many partitions the topic has; waits until there are brokers and it is known to exist.
+
+        Raises:
+            ClosedError: see there.
+        """
         ...
 
     async def send(self, topic: str, partition: int, records: Iterable[Record]) -> int:
@@ -45,6 +53,7 @@ class Link(Protocol):
 
         Raises:
             SendError: see there.
+            ClosedError: see there.
         """
         ...
 

@@ -60,6 +60,9 @@ class Publisher:
 
         Returns:
             The refused records; empty where all is well.
+
+        Raises:
+            ClosedError: the publisher was closed before.
         """
         if not records:
             return []

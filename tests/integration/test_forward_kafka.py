@@ -20,6 +20,7 @@ from ingest.contract.topics import TopicSpec
 from ingest.forward import kafka as forward_kafka
 from ingest.forward.courier import Courier, ForwardTopics
 from ingest.forward.kafka import KafkaLink
+from ingest.forward.link import ClosedError, NoPartitionError
 from ingest.forward.loop import Forwarder
 from ingest.forward.publisher import Publisher
 from ingest.forward.record import Record
@@ -54,14 +55,14 @@ class Wire:
         assert self.accounts.unaccounted() == 0
         return backlog
 
-    async def make_topics(self, **configs: str) -> None:
+    async def make_topics(self, *, replication: int = 1, **configs: str) -> None:
         """Create both topics."""
         async with TopicAdmin({"bootstrap_servers": self.bootstrap.split(",")}) as admin:
             await admin.create(
                 TopicSpec(
                     name=name,
                     partitions=partitions,
-                    replication=1,
+                    replication=replication,
                     configs={"max.message.bytes": str(2 * MIB), "retention.ms": "-1", **configs},
                 )
                 for name, partitions in ((self.topics.reports, PARTITIONS), (self.topics.dead_letters, 3))
@@ -196,7 +197,7 @@ async def test_a_record_that_no_topic_takes_goes_to_quarantine(kafka_bootstrap: 
 async def test_a_refused_record_is_kept_as_a_dead_letter(kafka_bootstrap: str, wired: Wired) -> None:
     """Where the dead-letters topic takes more than the reports topic, the record stands there with its reason."""
     wire = await wired(kafka_bootstrap)
-    await wire.make_topics(**{"max.message.bytes": "600000"})
+    await wire.make_topics(replication=1, **{"max.message.bytes": "600000"})
     wide = wire.topics.dead_letters + "-wide"
     async with TopicAdmin({"bootstrap_servers": kafka_bootstrap.split(",")}) as admin:
         await admin.create(
@@ -225,7 +226,7 @@ async def test_a_refused_record_is_kept_as_a_dead_letter(kafka_bootstrap: str, w
 async def test_an_impossible_timestamp_becomes_now(kafka_bootstrap: str, wired: Wired) -> None:
     """A push that was received with a wrong clock is not stuck: its records are stamped with the present time."""
     wire = await wired(kafka_bootstrap)
-    await wire.make_topics(**{"message.timestamp.after.max.ms": "3600000"})
+    await wire.make_topics(replication=1, **{"message.timestamp.after.max.ms": "3600000"})
     clock = SystemClock()
     day_ms = 86_400_000
     good, bad = clock.wall_ms(), clock.wall_ms() + 30 * day_ms
@@ -275,9 +276,12 @@ async def test_no_request_names_a_topic_that_is_not_there(
     monkeypatch.setattr(producer.client, "_metadata_update", update)
     producer.client.cluster._partitions.pop(wire.topics.reports)
 
-    await wire.publisher.publish(wire.topics.reports, [record(1)])
+    with pytest.raises(NoPartitionError):
+        await wire.link.send(wire.topics.reports, 0, [record(1)])
+    await wire.publisher.publish(wire.topics.reports, [record(2)])
 
     assert named == []
+    assert len(await wire.read(wire.topics.reports)) == 1
 
 
 async def test_a_killed_broker_loses_nothing(kafka_node: LocalKafka, wired: Wired) -> None:
@@ -329,6 +333,43 @@ async def test_a_producer_that_a_clean_stop_broke_is_replaced(
     assert set(values) == {record(number).value for number in range(100)}
 
 
+async def test_a_confirmation_that_never_comes_is_not_waited_for_for_ever(
+    kafka_node: LocalKafka, wired: Wired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that takes requests and answers none costs a producer, not a report."""
+    monkeypatch.setattr(forward_kafka, "DELIVERY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(forward_kafka, "STOP_TIMEOUT_S", 0.2)
+    wire = await wired(kafka_node.bootstrap)
+    await wire.make_topics()
+    await wire.publisher.publish(wire.topics.reports, [record(0)])
+    kafka_node.freeze()
+    publishing = asyncio.create_task(wire.publisher.publish(wire.topics.reports, [record(1)]))
+    await _until(lambda: wire.link.replaced)
+    monkeypatch.setattr(forward_kafka, "DELIVERY_TIMEOUT_S", 30.0)
+
+    kafka_node.thaw()
+    await publishing
+
+    assert {each.value for each in await wire.read(wire.topics.reports)} == {record(0).value, record(1).value}
+
+
+async def test_a_leader_that_dies_hands_over_without_loss(kafka_cluster: LocalKafka, wired: Wired) -> None:
+    """Of three replicas one is killed in the middle of the stream: nothing waits for its return, nothing is lost."""
+    wire = await wired(kafka_cluster.bootstrap)
+    await wire.make_topics(replication=3, **{"min.insync.replicas": "2"})
+    backlog = MemoryBacklog([batch(range(start, start + 50), extend="x" * 900) for start in range(0, 20_000, 50)])
+    wire.accounts.attach(backlog)
+    serving = asyncio.create_task(wire.forwarder.serve(backlog))
+    await _until(lambda: len(backlog.settled) > 2)
+    assert not serving.done()
+
+    await asyncio.to_thread(kafka_cluster.kill, 1)
+    await serving
+
+    assert {each.key for each in await wire.read(wire.topics.reports)} == {b"id-%d" % n for n in range(20_000)}
+    assert wire.accounts.unaccounted() == 0
+
+
 async def test_brokers_that_are_away_at_the_start_are_waited_for(kafka_node: LocalKafka, wired: Wired) -> None:
     """Nothing fails before the first connection."""
     await (await wired(kafka_node.bootstrap)).make_topics()
@@ -348,10 +389,10 @@ async def test_closing_does_not_hang_while_brokers_are_away(
 ) -> None:
     """A producer with batches in flight ends in bounded time and leaves no task behind."""
     monkeypatch.setattr(forward_kafka, "STOP_TIMEOUT_S", 0.5)
+    before = asyncio.all_tasks()
     wire = await wired(kafka_node.bootstrap)
     await wire.make_topics()
     await wire.publisher.publish(wire.topics.reports, [record(0)])
-    before = asyncio.all_tasks()
     kafka_node.freeze()
     publishing = asyncio.create_task(wire.publisher.publish(wire.topics.reports, [record(1)]))
     await asyncio.sleep(0)
@@ -361,6 +402,8 @@ async def test_closing_does_not_hang_while_brokers_are_away(
 
     with pytest.raises(asyncio.CancelledError):
         await publishing
+    with pytest.raises(ClosedError):
+        await wire.publisher.publish(wire.topics.reports, [record(2)])
     assert {task for task in asyncio.all_tasks() - before if not task.done()} == set()
 
 

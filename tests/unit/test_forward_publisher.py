@@ -179,6 +179,19 @@ async def test_records_of_a_partition_that_went_away_find_another() -> None:
     assert {partition for (_, partition), held in link.written.items() if held} == {0, 1}
 
 
+async def test_a_topic_that_grows_is_used_as_it_is_then() -> None:
+    """More partitions than before are an operator's error, but no reason to stop."""
+    link = MemoryLink(reports=2)
+    publisher = Publisher(link, PromptClock())
+    await publisher.publish("reports", records(10))
+    link.make("reports", 8)
+
+    await publisher.publish("reports", records(100)[10:])
+
+    assert len(link.values("reports")) == 100
+    assert max(partition for (_, partition), held in link.written.items() if held) > 1
+
+
 async def test_a_missing_topic_is_waited_for() -> None:
     """Records wait until their topic is made."""
     link = MemoryLink()
