@@ -185,7 +185,7 @@ def test_run_that_cannot_be_used_takes_the_newer_ones_with_it(
     """What follows a hole is made again from the journal; files that are not used are removed."""
     for seed in range(6):
         fill(index, 100, seed, first_place=2 + 1000 * seed, step=100, to=seed + 1)
-    index.settle()
+        index.settle()
     index.close()
     names = sorted(tmp_path.glob("run-*.idx"))
     assert len(names) > 1
