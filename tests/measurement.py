@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -50,14 +50,15 @@ def _commit() -> str:
 def told(where: Mapping[str, Any]) -> str:
     """Circumstances as a Markdown paragraph."""
     return (
-        f"{where['at']}, commit `{where['commit']}`; {where['cores']} cores, {where['cpu']}, {where['memory_gib']} GiB, "
-        f"Linux {where['kernel']}, Python {where['python']}; load before {where['load_before'][0]}."
+        f"{where['at']}, commit `{where['commit']}`; {where['cores']} cores, {where['cpu']}, "
+        f"{where['memory_gib']} GiB, Linux {where['kernel']}, Python {where['python']}; "
+        f"load before {where['load_before'][0]}."
     )
 
 
-def table(head: list[str], rows: list[list[Any]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
+    lines: list[Sequence[object]] = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
@@ -74,5 +75,5 @@ def write(name: str, markdown: str, figures: Mapping[str, Any], *, keep: bool) -
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}-{name}.md"
     path.write_text(markdown)
-    path.with_suffix(".json").write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
+    path.with_suffix(".json").write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
     return path

@@ -207,6 +207,10 @@ class Product:
         """Let a frozen process and its workers go on."""
         self._signal_group(name, signal.SIGCONT)
 
+    def ask_to_end(self, name: str) -> None:
+        """Send SIGTERM to a process."""
+        self._running[name].send(signal.SIGTERM)
+
     def terminate(self, name: str) -> None:
         """Ask a process to end cleanly (SIGTERM) and wait until it has; killed when it takes too long."""
         self._running[name].stop(signal.SIGTERM, STOP_TIMEOUT_S)

@@ -70,20 +70,20 @@ def main() -> int:
 def _told(seed: int, where: dict[str, Any], books: Books) -> str:
     found = books.found
     pushed, resent = (sum(sent[name] for sent in books.sent) for name in ("pushed", "resent"))
-    rows = [
-        ["faults", books.faults.total()],
-        ["seconds", round(books.seconds)],
-        ["reports pushed and answered", f"{pushed:,}"],
-        ["pushes sent again", f"{resent:,}"],
-        ["records in Kafka, repeats among them", f"{found['records']:,}, {found['repeats']:,}"],
-        ["messages", f"{found['messages']:,}"],
-        ["results, all revisions", f"{found['results']:,}"],
-        ["dead letters, unusable elements sent", f"{found['dead_letters']:,}, {found['unusable']:,}"],
-        ["rows in the database", f"{found['rows']:,}"],
-        *([name, f"**{found[name]:,}**"] for name in ("lost", "wrong", "repeated", "pending")),
-        ["reports unaccounted for, most of so many looks", f"{books.unaccounted_most:.0f}, {books.looks:,}"],
-        ["processes that ended by themselves", len(books.ended)],
-        ["gave up waiting for Kafka at their start, as they may", books.gave_up],
+    rows: list[tuple[str, object]] = [
+        ("faults", books.total()),
+        ("seconds", round(books.seconds)),
+        ("reports pushed and answered", f"{pushed:,}"),
+        ("pushes sent again", f"{resent:,}"),
+        ("records in Kafka, repeats among them", f"{found['records']:,}, {found['repeats']:,}"),
+        ("messages", f"{found['messages']:,}"),
+        ("results, all revisions", f"{found['results']:,}"),
+        ("dead letters, unusable elements sent", f"{found['dead_letters']:,}, {found['unusable']:,}"),
+        ("rows in the database", f"{found['rows']:,}"),
+        *((name, f"**{found[name]:,}**") for name in ("lost", "wrong", "repeated", "pending")),
+        ("reports unaccounted for, most of so many looks", f"{books.unaccounted_most:.0f}, {books.looks:,}"),
+        ("processes that ended by themselves", len(books.ended)),
+        ("gave up waiting for Kafka at their start, as they may", books.gave_up),
     ]
     parts = [
         f"# Faults against the whole product, seed {seed}",

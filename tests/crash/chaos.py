@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -58,7 +57,7 @@ class Books:
 
     Attributes:
         faults: number by kind and target.
-        ended: processes that ended though nothing was done to them: name, status and last line.
+        ended: processes that ended though nothing was done to them, or not as they should.
         gave_up: processes that ended with status 3 while Kafka was away at their start, as they may.
         unaccounted_most: the greatest distance of the receiver's accounts from balance, at any look.
         looks: at the receiver's accounts.
@@ -68,7 +67,7 @@ class Books:
         pending_at_end: reports in the spool after the audit.
     """
 
-    faults: Counter[str] = field(default_factory=Counter)
+    faults: dict[str, int] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
     gave_up: int = 0
     unaccounted_most: float = 0.0
@@ -77,6 +76,10 @@ class Books:
     found: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     pending_at_end: float | None = None
+
+    def total(self) -> int:
+        """How many faults there were."""
+        return sum(self.faults.values())
 
     def good(self) -> bool:
         """Whether nothing at all is amiss."""
@@ -174,9 +177,9 @@ class Chaos:
         self._note(f"wave {number + 1} of traffic")
 
     def _strike(self, fault: Fault) -> None:
-        number = self.books.faults.total() + 1
-        self.books.faults[f"{fault.kind} of {fault.target}"] += 1
-        self._note(f"fault {number}: {fault}")
+        kind = f"{fault.kind} of {fault.target}"
+        self.books.faults[kind] = self.books.faults.get(kind, 0) + 1
+        self._note(f"fault {self.books.total()}: {fault}")
         self._held[fault.target] = (fault, time.monotonic() + fault.hold_s)
         self._restart_at.pop(fault.target, None)
         if fault.target == BROKER:
@@ -193,14 +196,14 @@ class Chaos:
             case Kind.KILL_WORKER:
                 self._kill_worker()
             case Kind.TERMINATE:
-                self._product.terminate(fault.target)
+                self._product.ask_to_end(fault.target)
             case Kind.FREEZE:
                 self._product.freeze(fault.target)
 
     def _strike_broker(self, fault: Fault) -> None:
         assert self._broker is not None
         # Only ever one node at a time: a majority stays.
-        self._node = self.books.faults.total() % len(self._broker.nodes) + 1
+        self._node = self.books.total() % len(self._broker.nodes) + 1
         if fault.kind is Kind.FREEZE:
             self._broker.freeze(self._node)
         else:
@@ -214,7 +217,8 @@ class Chaos:
 
     def _undo_due(self) -> None:
         for target, (fault, due) in list(self._held.items()):
-            if time.monotonic() < due:
+            leaving = fault.kind is Kind.TERMINATE and self._product.running(target)
+            if time.monotonic() < due or leaving:
                 continue
             del self._held[target]
             if target == BROKER:
@@ -222,6 +226,8 @@ class Chaos:
             elif fault.kind is Kind.FREEZE:
                 self._product.thaw(target)
             elif fault.kind is not Kind.KILL_WORKER:
+                if fault.kind is Kind.TERMINATE and self._product.status(target) != 0:
+                    self._book(f"{target} ended with status {self._product.status(target)} after SIGTERM")
                 self._product.launch(target)
 
     def _undo_broker(self, fault: Fault) -> None:
@@ -255,8 +261,11 @@ class Chaos:
             self._note(f"{name} gave up waiting for Kafka, as it may: started again")
             return
         last = tail(self._product.log(name)).rpartition("\n")[2]
-        self.books.ended.append(f"{name} ended by itself with status {status}: {last}")
-        self._note(self.books.ended[-1])
+        self._book(f"{name} ended by itself with status {status}: {last}")
+
+    def _book(self, end: str) -> None:
+        self.books.ended.append(end)
+        self._note(end)
 
     def _look(self) -> None:
         unaccounted = self._product.metric(RECEIVER, UNACCOUNTED)
