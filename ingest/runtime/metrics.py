@@ -5,9 +5,9 @@ With several worker processes each writes its values to files in a folder that a
 Gauges are summed over the processes that live.
 """
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -26,22 +26,33 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-@functools.cache
+_made: dict[str, Counter | Gauge | Histogram] = {}
+_Metric = TypeVar("_Metric", Counter, Gauge, Histogram)
+
+
+def _once(kind: type[_Metric], name: str, make: Callable[[], _Metric]) -> _Metric:
+    """One metric per name in a process, whichever module asks first: several write the same one."""
+    made = _made.get(name)
+    if made is None:
+        made = _made[name] = make()
+    if not isinstance(made, kind):
+        raise TypeError(f"{name} is a {type(made).__name__}")
+    return made
+
+
 def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
     """The counter of this name (without `_total`); the same one every time."""
-    return Counter(name, text, labels)
+    return _once(Counter, name, lambda: Counter(name, text, labels))
 
 
-@functools.cache
 def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
     """The gauge of this name; the same one every time."""
-    return Gauge(name, text, labels, multiprocess_mode="livesum")
+    return _once(Gauge, name, lambda: Gauge(name, text, labels, multiprocess_mode="livesum"))
 
 
-@functools.cache
 def histogram(name: str, text: str, labels: tuple[str, ...] = (), *, buckets: tuple[float, ...]) -> Histogram:
     """The histogram of this name, buckets in seconds; the same one every time."""
-    return Histogram(name, text, labels, buckets=buckets)
+    return _once(Histogram, name, lambda: Histogram(name, text, labels, buckets=buckets))
 
 
 def worker_environment(folder: Path) -> Mapping[str, str]:
