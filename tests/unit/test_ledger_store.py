@@ -1,0 +1,341 @@
+"""Folders of ledgers: locks, identity, damage, and the files of a partition."""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from consumers.entry import Cursor, Entry, LedgerDamagedError, LedgerFormatError, Position
+from consumers.ledger.partition import PartitionLedger, Sizes
+from consumers.ledger.store import Identity, Store
+from ingest.runtime.errors import UsageError
+from ingest.runtime.files import RealFileSystem
+from tests.fakes.files import FaultyFileSystem
+
+GENERATION_MS = 1000
+IDENTITY = Identity(group="g/1", topic="sms.status-reports", partitions=3, cluster="c1")
+
+
+class Steps:
+    """A clock that passes by sleeping, and something to do meanwhile."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.meanwhile: Callable[[], None] | None = None
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+        if self.meanwhile is not None and self.now > 1:
+            self.meanwhile()
+            self.meanwhile = None
+
+
+@pytest.fixture
+def steps() -> Steps:
+    """A clock of the test."""
+    return Steps()
+
+
+MakeStore = Callable[..., Store]
+
+
+@pytest.fixture
+def make(tmp_path: Path, steps: Steps) -> Iterator[MakeStore]:
+    """Stores over one folder, as of several processes."""
+    with ThreadPoolExecutor(1) as worker:
+
+        def a_store(identity: Identity = IDENTITY, fs: FaultyFileSystem | None = None) -> Store:
+            return Store(
+                tmp_path / "var" / "state",
+                fs or RealFileSystem(),
+                identity,
+                Sizes(generation_ms=GENERATION_MS, preallocate_bytes=4096),
+                worker=worker,
+                monotonic=lambda: steps.now,
+                sleep=steps.sleep,
+            )
+
+        yield a_store
+
+
+def write(ledger: PartitionLedger, cycle: int, *, clock_ms: int = 0) -> tuple[int, bytes]:
+    """Apply a cycle with one entry."""
+    entry = Entry(cycle.to_bytes(16, "big"), clock_ms, first_seen=True, waiting=True, payload=b"%d" % cycle)
+    [value] = ledger.encode([entry], Position(cycle, cycle, clock_ms, Cursor()))
+    ledger.apply([(cycle * 2, value)])
+    return cycle * 2, value
+
+
+def known(ledger: PartitionLedger, *cycles: int) -> list[bytes | None]:
+    """What the ledger knows of entries."""
+    return ledger.lookup([cycle.to_bytes(16, "big") for cycle in cycles])
+
+
+def folder_of(root: Path, partition: int = 1) -> Path:
+    """The common folder of a partition."""
+    return root / "var" / "state" / "g%2F1" / "sms.status-reports" / str(partition)
+
+
+def journals(root: Path) -> list[Path]:
+    """The journal files of the partition, oldest first."""
+    return sorted(folder_of(root).glob("journal-*.log"))
+
+
+def test_folders_are_for_the_owner_only(make: MakeStore, tmp_path: Path) -> None:
+    """State tells who sent messages to whom: nobody else may read it."""
+    ledger = make().open(1)
+    write(ledger, 1)
+    ledger.close()
+
+    made = [tmp_path / "var", *(tmp_path / "var").rglob("*")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made if path.is_dir()} == {0o700}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made if path.is_file()} == {0o600}
+    assert folder_of(tmp_path) in made
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/b", "%2E", "é"])
+def test_any_group_id_has_a_folder_of_its_own(name: str, make: MakeStore, tmp_path: Path) -> None:
+    """A group id is no path."""
+    make(Identity(group=name, topic="t", partitions=1)).open(0).close()
+
+    [folder] = (tmp_path / "var" / "state").iterdir()
+    assert [path.name for path in folder.iterdir()] == ["t"]
+
+
+def test_held_folder_is_waited_for(make: MakeStore, steps: Steps) -> None:
+    """A predecessor that closes within the wait hands its state over."""
+    before = make().open(1)
+    write(before, 1)
+    steps.meanwhile = before.close
+
+    after = make().open(1)
+
+    assert known(after, 1) == [b"1"]
+    after.close()
+
+
+def test_held_folder_stays_untouched_and_another_is_used(make: MakeStore, tmp_path: Path, steps: Steps) -> None:
+    """A folder that stays held costs a restore, not a wait for ever; it is removed once nobody holds it."""
+    holder = make().open(1)
+    write(holder, 1)
+    with capture_logs() as logs:
+        other = make().open(1)
+
+    assert steps.now < 6
+    assert other.next_changelog_offset() == 0
+    write(other, 1)
+    write(other, 2)
+    assert known(holder, 1, 2) == [b"1", None]
+    assert [log["log_level"] for log in logs] == ["warning"]
+    own = [path for path in folder_of(tmp_path).parent.iterdir() if path.name.startswith("1.")]
+    assert len(own) == 1
+    make().open(2).close()
+    holder.close()
+    make().open(1).close()
+    assert own[0].exists()  # still held
+    other.close()
+    make().open(1).close()
+    assert not own[0].exists()
+
+
+def test_newer_state_is_refused_by_name(make: MakeStore, tmp_path: Path) -> None:
+    """A state of a newer release stops the start with a line that says what to do, and keeps the folder free."""
+    make().open(1).close()
+    manifest = folder_of(tmp_path) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2}))
+
+    for _ in range(2):
+        with pytest.raises(LedgerFormatError, match=r"format 2.*newer release"):
+            make().open(1)
+
+
+def test_other_number_of_partitions_is_refused_with_the_way_out(make: MakeStore) -> None:
+    """A message's memory would be in another partition than its reports."""
+    make().open(1).close()
+
+    with pytest.raises(UsageError, match=r"3 partitions.*has 6 now.*DLR_GROUP_ID"):
+        make(Identity(group="g/1", topic="sms.status-reports", partitions=6)).open(1)
+
+
+@pytest.mark.parametrize("manifest", ["other cluster", "rubbish", "missing"])
+def test_state_of_another_cluster_is_discarded(manifest: str, make: MakeStore, tmp_path: Path) -> None:
+    """What is not a copy of this changelog is worth nothing."""
+    ledger = make().open(1)
+    write(ledger, 1)
+    ledger.close()
+    path = folder_of(tmp_path) / "manifest.json"
+    identity = IDENTITY
+    if manifest == "other cluster":
+        identity = Identity(group="g/1", topic="sms.status-reports", partitions=3, cluster="c2")
+    elif manifest == "rubbish":
+        path.write_text("{")
+    else:
+        path.unlink()
+
+    with capture_logs():
+        after = make(identity).open(1)
+
+    assert known(after, 1) == [None]
+    assert json.loads(path.read_text())["cluster"] == identity.cluster
+    after.close()
+
+
+def test_cluster_that_becomes_known_is_noted(make: MakeStore, tmp_path: Path) -> None:
+    """State that was made before the cluster id was known is kept, and the id with it."""
+    ledger = make(Identity(group="g/1", topic="sms.status-reports", partitions=3)).open(1)
+    write(ledger, 1)
+    ledger.close()
+
+    after = make().open(1)
+
+    assert known(after, 1) == [b"1"]
+    assert json.loads((folder_of(tmp_path) / "manifest.json").read_text())["cluster"] == "c1"
+    after.close()
+
+
+def test_generations_are_files_and_only_the_last_is_read_at_start(make: MakeStore, tmp_path: Path) -> None:
+    """A generation ends in a footer; a start reads the others' footers only."""
+    ledger = make().open(1)
+    for cycle in range(1, 10):
+        write(ledger, cycle, clock_ms=cycle * 400)
+    ledger.close()
+    assert len(journals(tmp_path)) == 3
+    fs = FaultyFileSystem(RealFileSystem())
+
+    after = make(fs=fs).open(1)
+
+    assert known(after, *range(1, 10)) == [b"%d" % cycle for cycle in range(1, 10)]
+    reads = [path for call, path in fs.calls if call == "pread"]
+    assert [reads.count(path) for path in journals(tmp_path)][:2] == [1, 1]
+    after.close()
+
+
+@pytest.mark.parametrize("damage", ["cut", "footer", "missing", "foreign", "middle"])
+def test_damage_before_the_end_discards_everything(damage: str, make: MakeStore, tmp_path: Path) -> None:
+    """State with a hole is none: it is thrown away, said so, and the changelog restores it."""
+    ledger = make().open(1)
+    changelog = [write(ledger, cycle, clock_ms=cycle * 400) for cycle in range(1, 10)]
+    ledger.close()
+    first, second, last = journals(tmp_path)
+    if damage == "cut":
+        first.write_bytes(first.read_bytes()[:-200])
+    elif damage == "footer":
+        first.write_bytes(first.read_bytes()[:-10] + b"\xff" + first.read_bytes()[-9:])
+    elif damage == "missing":
+        second.unlink()
+    elif damage == "foreign":
+        second.write_bytes(first.read_bytes())
+    else:
+        last.write_bytes(last.read_bytes()[:60] + b"\xff" + last.read_bytes()[61:])
+
+    with capture_logs() as logs:
+        after = make().open(1)
+
+    assert after.position is None
+    assert after.next_changelog_offset() == 0
+    assert journals(tmp_path) == []
+    assert any("restored from the changelog" in log["event"] for log in logs)
+    after.apply(changelog)
+    assert known(after, 1, 9) == [b"1", b"9"]
+    after.close()
+
+
+def test_forgotten_generation_is_unlinked(make: MakeStore, tmp_path: Path) -> None:
+    """Expiry is the removal of a file."""
+    ledger = make().open(1)
+    for cycle in range(1, 10):
+        write(ledger, cycle, clock_ms=cycle * 400)
+    [value] = ledger.encode([], Position(10, 10, 4000, Cursor(20)))
+    ledger.apply([(20, value)])
+
+    ledger.forget(1201)
+
+    assert known(ledger, 1, 3, 4, 9) == [None, None, b"4", b"9"]
+    assert len(journals(tmp_path)) == 3
+    ledger.close()
+
+
+@pytest.mark.parametrize("call", ["pwrite", "allocate", "create"])
+def test_failed_append_leaves_the_cycle_before(call: str, make: MakeStore) -> None:
+    """A disk that does not take a cycle is told; once it does, the same records go in and nothing is missing."""
+    fs = FaultyFileSystem(RealFileSystem())
+    ledger = make(fs=fs).open(1)
+    write(ledger, 1)
+
+    def refuse(name: str, path: Path) -> None:
+        if name == call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    large = Entry(b"L" * 16, 5000, first_seen=True, waiting=True, payload=bytes(10_000))
+    [value] = ledger.encode([large], Position(2, 2, 5000, Cursor()))
+    fs.plan = refuse
+    with pytest.raises(OSError, match="No space"):
+        ledger.apply([(7, value)])
+    assert ledger.next_changelog_offset() == 3
+    assert known(ledger, 1) == [b"1"]
+    fs.plan = None
+
+    ledger.apply([(7, value)])
+    ledger.close()
+
+    after = make().open(1)
+    assert after.lookup([b"L" * 16]) == [bytes(10_000)]
+    assert after.next_changelog_offset() == 8
+    after.close()
+
+
+def test_failed_sync_is_damage(make: MakeStore) -> None:
+    """After a failed fdatasync nobody knows what stands in the file."""
+    fs = FaultyFileSystem(RealFileSystem())
+    ledger = make(fs=fs).open(1)
+    write(ledger, 1)
+
+    def refuse(name: str, path: Path) -> None:
+        if name == "sync":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    fs.plan = refuse
+    with pytest.raises(LedgerDamagedError):
+        ledger.flush()
+    fs.plan = None
+    ledger.discard()
+
+    write(ledger, 1)
+    assert known(ledger, 1) == [b"1"]
+    ledger.close()
+
+
+def test_removed_folder_is_damage_and_a_new_start_makes_it_anew(make: MakeStore, tmp_path: Path) -> None:
+    """State that somebody removed under our feet is restored from the changelog."""
+    ledger = make().open(1)
+    for cycle in range(1, 10):
+        write(ledger, cycle, clock_ms=cycle * 400)
+    ledger.close()
+    ledger = make().open(1)
+    ledger._journal.close()
+    for path in journals(tmp_path):
+        path.unlink()
+
+    with pytest.raises(LedgerDamagedError, match="removed"):
+        known(ledger, 1)
+    ledger.close()
+
+    after = make().open(1)
+    assert after.next_changelog_offset() == 0
+    after.close()
+
+
+def test_closed_ledger_takes_nothing(make: MakeStore) -> None:
+    """The folder may be somebody else's by now."""
+    ledger = make().open(1)
+    ledger.close()
+
+    with pytest.raises(ValueError, match="closed"):
+        write(ledger, 1)
