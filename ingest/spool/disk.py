@@ -236,7 +236,8 @@ class DiskSpool(DiskBacklog):
             self._writer.seal(outcome)
             return
         self._no_room = self._writer.make_room(outcome)
-        if self._no_room is not None and self._durable >= self._writer.last_kept:
+        refused = self._no_room is not None or any(isinstance(part.error, SpoolFullError) for part in outcome.parts)
+        if refused and self._writer.file_kept and self._durable >= self._writer.last_kept:
             # All that the present file holds is settled: ending it lets its room be had again.
             self._writer.seal(outcome)
 

@@ -211,7 +211,12 @@ def make_folder(fs: FileSystem, root: Path, now_ms: int, note: bytes) -> Folder:
     # Under a hidden name until it is locked: a folder nobody holds is anybody's.
     hidden = root / f".{name}"
     fs.mkdir(hidden)
-    lock = fs.lock(hidden / LOCK_NAME, note)
+    try:
+        lock = fs.lock(hidden / LOCK_NAME, note)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fs.rmdir(hidden)
+        raise
     if lock is None:
         raise BlockingIOError(f"{hidden} was taken while it was made")
     try:

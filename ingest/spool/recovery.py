@@ -65,7 +65,7 @@ def recover(folder: Folder) -> Recovered:
     found.next_sequence = found.cursor.position + 1
     for at, scan in enumerate(seen):
         file = scan.file
-        found.next_sequence = max(found.next_sequence, scan.highest + 1, file.first)
+        found.next_sequence = max(found.next_sequence, scan.highest + 1, file.first + 1)
         following = files[at + 1].first if at + 1 < len(files) else None
         if following is None or following > found.cursor.position + 1:  # else all of it is settled, damaged or not
             damage = scan.damage(has_newer=at < newest)

@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 SMALLEST_FRAME_BYTES = HEADER_BYTES + 64
 """Room that counts as room for the smallest push."""
 
-_STATED_ENDS_MAX = 8
+_STATED_ENDS_MAX = 32
 """Files whose good end an opening note states."""
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -70,6 +70,7 @@ class GroupWriter:
 
     Attributes:
         last_kept: position of the last push that became durable, 0 if none did.
+        file_kept: whether the present file holds a push.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class GroupWriter:
         self._log: LogWriter | None = None
         self._file: LogFile | None = None
         self.last_kept = 0
+        self.file_kept = False
 
     @property
     def room_bytes(self) -> int:
@@ -134,6 +136,7 @@ class GroupWriter:
             return
         log, file = self._log, self._file
         self._log = self._file = None
+        self.file_kept = False
         # Not synced: a failed sync must not be followed by another, and for a good file it only gives room back.
         with contextlib.suppress(OSError):
             log.seal()
@@ -159,6 +162,7 @@ class GroupWriter:
             self.seal(outcome)
             return Part(len(pushes), error=_as_spool_error(error))
         self.last_kept = self._sequence - 1
+        self.file_kept = True
         return part
 
     def _header(self, push: Push, synced: int) -> bytes:
@@ -175,11 +179,11 @@ class GroupWriter:
         return error
 
     def _begin_file(self, frame_bytes: int, outcome: Outcome) -> Exception | None:
-        ends = dict(list(self._ends.items())[-_STATED_ENDS_MAX:])
+        ends = dict(self._ends)
         if self._log is not None:
             ends[self._log.path.name] = GoodEnd(self._log.synced)
         salt = secrets.randbits(32)
-        opening = encode_frame(self._sequence, OPENING_TAG, encode_opening(ends), salt=salt)
+        opening = encode_frame(self._sequence, OPENING_TAG, encode_opening(_newest(ends)), salt=salt)
         least = len(opening) + frame_bytes
         try:
             with self._budget.claim(max(self._file_bytes, least), least) as granted:
@@ -194,7 +198,7 @@ class GroupWriter:
         except OSError as error:
             return _as_spool_error(error)
         self.seal(outcome)
-        self._ends = dict(list(self._ends.items())[-_STATED_ENDS_MAX:])
+        self._ends = _newest(self._ends)
         self._log = log
         self._file = LogFile(log.path, salt, self._sequence, length=log.allocated)
         self._sequence += 1
@@ -211,6 +215,11 @@ class GroupWriter:
                 if error.errno not in _NO_ROOM or granted == least:
                     raise
                 granted = max(granted // 2, least)
+
+
+def _newest(ends: dict[str, GoodEnd]) -> dict[str, GoodEnd]:
+    """The files of which a note still has to tell: older ones stand in the notes of these."""
+    return dict(sorted(ends.items())[-_STATED_ENDS_MAX:])
 
 
 def _as_spool_error(error: OSError) -> Exception:

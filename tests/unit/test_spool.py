@@ -1,0 +1,518 @@
+"""The spool in trouble: full, failing, damaged, contested."""
+
+import asyncio
+import contextlib
+import errno
+import math
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from ingest.contract.push import Push, Route
+from ingest.runtime.files import RealFileSystem
+from ingest.runtime.logfile import Frame, scan
+from ingest.spool.accounts import Accounts
+from ingest.spool.backlog import BacklogLimits, DiskBacklog
+from ingest.spool.base import SpoolBrokenError, SpoolFormatError, SpoolFullError, VolatileSpoolError
+from ingest.spool.cursor import Cursor
+from ingest.spool.disk import DiskSpool, SpoolOptions, adopt_free, open_spool
+from ingest.spool.folder import Budget, check_device, folders
+from ingest.spool.record import decode_push, encode_tag
+from tests.fakes.files import FaultyFileSystem, ModelFileSystem, PowerCutError
+
+ROOT = Path("/spool")
+LIMITS = BacklogLimits(settle_delay_s=3600, retry_s=3600)
+OPTIONS = SpoolOptions(file_bytes=2000, retry_s=0.001, backlog=LIMITS)
+
+
+class StillClock:
+    """A clock that tests set."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def wall_ms(self) -> int:
+        """Milliseconds since the epoch."""
+        return int(self.seconds * 1000)
+
+    def monotonic(self) -> float:
+        """Seconds."""
+        return self.seconds
+
+    async def sleep(self, seconds: float) -> None:
+        """Pass the time at once."""
+        self.seconds += seconds
+
+
+@pytest.fixture(autouse=True)
+def logs_of_the_spool() -> Iterator[list[MutableMapping[str, Any]]]:
+    """What it logs, not printed."""
+    with capture_logs() as logs:
+        yield logs
+
+
+@pytest.fixture
+def fs() -> FaultyFileSystem:
+    """An empty disk in memory that fails on request."""
+    return FaultyFileSystem(ModelFileSystem())
+
+
+class Opener:
+    """Opens spools and closes them at the end of the test."""
+
+    def __init__(self, fs: FaultyFileSystem) -> None:
+        self.fs = fs
+        self.opened: list[DiskBacklog] = []
+
+    async def spool(self, options: SpoolOptions = OPTIONS) -> DiskSpool:
+        """One that this process holds, with accounts of its own."""
+        spool = await open_spool(ROOT, options, fs=self.fs, clock=StillClock(), accounts=Accounts())
+        self.opened.append(spool)
+        return spool
+
+    async def adopt(self, accounts: Accounts) -> list[DiskBacklog]:
+        """What nobody holds."""
+        adopted = await adopt_free(ROOT, fs=self.fs, clock=StillClock(), accounts=accounts, limits=LIMITS)
+        self.opened += adopted
+        return adopted
+
+    async def killed(self) -> None:
+        """End every process without a word: what was written stays, locks and open files are gone."""
+        model = self.fs.inner
+        assert isinstance(model, ModelFileSystem)
+        self.fs.plan = dead
+        for backlog in self.opened:
+            with contextlib.suppress(PowerCutError):
+                await backlog.close()
+        self.opened.clear()
+        self.fs.plan = None
+        model.kill()
+
+
+def dead(_call: str, _path: Path) -> None:
+    """A plan by which nothing happens any more."""
+    raise PowerCutError
+
+
+@pytest.fixture
+async def opener(fs: FaultyFileSystem) -> AsyncIterator[Opener]:
+    """Spools on `fs`."""
+    opener = Opener(fs)
+    yield opener
+    fs.plan = None
+    for backlog in opener.opened:
+        await backlog.close()
+
+
+def a_push(body: bytes = b"{}", reports: int = 1) -> Push:
+    """A push of a batch."""
+    return Push(1_800_000_000_123, Route.BATCH, reports, body)
+
+
+def failing(number: int, *calls: str) -> Callable[[str, Path], None]:
+    """A plan by which these calls on log files fail."""
+
+    def plan(call: str, path: Path) -> None:
+        if call in calls and path.suffix == ".log":
+            raise OSError(number, os.strerror(number))
+
+    return plan
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what the writer's thread finds out by itself."""
+    while not holds():  # noqa: ASYNC110 - nothing announces it: a probe only looks
+        await asyncio.sleep(0.001)
+
+
+async def bodies(backlog: DiskBacklog) -> list[bytes]:
+    """Everything that is pending."""
+    found: list[bytes] = []
+    while backlog.pending_reports > len(found):
+        found += [push.body for _, push in await backlog.take(100)]
+    return found
+
+
+def logs(fs: FaultyFileSystem, spool: DiskBacklog) -> list[Path]:
+    """The log files of a folder."""
+    folder = ROOT / spool.name
+    return [folder / name for name in fs.inner.listdir(folder) if name.endswith(".log")]
+
+
+def test_a_push_is_framed_whole() -> None:
+    """Times beyond 32 bits, routes and counts survive the tag."""
+    for push in (Push(2**48 - 1, Route.SINGLE, 2**32 - 1, b"x"), Push(0, Route.BATCH, 0, b"")):
+        frame = Frame(1, encode_tag(push, synced=77), push.body, 0, 0)
+
+        assert decode_push(frame) == push
+
+
+def test_an_unknown_kind_is_not_guessed() -> None:
+    """A record that only a newer version can read is an error, not a push."""
+    tag = bytearray(encode_tag(a_push(), synced=0))
+    tag[10] = 9
+
+    with pytest.raises(ValueError, match="kind 9"):
+        decode_push(Frame(1, bytes(tag), b"", 0, 0))
+
+
+@pytest.mark.parametrize("call", ["pwrite", "sync"])
+async def test_a_failing_device_refuses_and_recovers(fs: FaultyFileSystem, opener: Opener, call: str) -> None:
+    """The pushes it hit are told; the next go into a new file; the failed file is cut and never synced again."""
+    spool = await opener.spool()
+    await spool.append(a_push(b"before"))
+    (failed,) = logs(fs, spool)
+    fs.plan = failing(errno.EIO, call)
+    with pytest.raises(SpoolBrokenError):
+        await spool.append(a_push(b"hit"))
+    fs.plan = None
+    after = len(fs.calls)
+    await spool.append(a_push(b"after"))
+
+    assert await bodies(spool) == [b"before", b"after"]
+    assert ("sync", failed) not in fs.calls[after:]
+    assert failed.name < logs(fs, spool)[1].name
+    await opener.killed()
+    assert await bodies(await opener.spool()) == [b"before", b"after"]
+
+
+async def test_what_was_refused_does_not_come_back(fs: FaultyFileSystem, opener: Opener) -> None:
+    """Even where the failed file could not be cut: the next file's note says where it ends."""
+    spool = await opener.spool()
+    await spool.append(a_push(b"before"))
+    fs.plan = failing(errno.EIO, "sync", "truncate")
+    with pytest.raises(SpoolBrokenError):
+        await spool.append(a_push(b"refused"))
+    fs.plan = None
+    await spool.append(a_push(b"after"))
+    await opener.killed()
+
+    assert await bodies(await opener.spool()) == [b"before", b"after"]
+
+
+async def test_a_full_device_refuses_until_room_comes_back(fs: FaultyFileSystem, opener: Opener) -> None:
+    """ENOSPC is no end: has_room falls, and rises again by itself."""
+    spool = await opener.spool()
+    assert spool.has_room()
+    fs.plan = failing(errno.ENOSPC, "allocate", "pwrite")
+    with pytest.raises(SpoolFullError):
+        await spool.append(a_push())
+    await until(lambda: not spool.has_room())
+    with pytest.raises(SpoolFullError):
+        await spool.append(a_push())
+
+    fs.plan = None
+    await until(spool.has_room)
+    await spool.append(a_push(b"kept"))
+    assert await bodies(spool) == [b"kept"]
+
+
+async def test_a_small_rest_of_a_device_is_used(opener: Opener) -> None:
+    """Where a whole log file has no room a smaller one is made."""
+    model = opener.fs.inner
+    assert isinstance(model, ModelFileSystem)
+    model.capacity = 10_000
+    spool = await opener.spool(SpoolOptions(file_bytes=1 << 20, backlog=LIMITS))
+
+    await spool.append(a_push(b"x" * 500))
+
+
+async def test_all_folders_share_one_limit(fs: FaultyFileSystem, opener: Opener) -> None:
+    """Two processes together never hold more than the limit, and both use it up."""
+    options = SpoolOptions(max_bytes=10_000, file_bytes=1000, retry_s=0.001, backlog=LIMITS)
+    spools = [await opener.spool(options), await opener.spool(options)]
+    assert spools[0].name != spools[1].name
+    budget = Budget(fs, ROOT, 0)
+    kept = 0
+    full = 0
+    while full < 2:
+        full = 0
+        for spool in spools:
+            try:
+                await spool.append(a_push(b"x" * 300))
+                kept += 1
+            except SpoolFullError:
+                full += 1
+        assert budget.used_bytes() <= 10_000
+
+    assert kept >= 20
+
+
+async def test_settling_makes_room(opener: Opener) -> None:
+    """A spool that is full takes pushes again once what it holds is settled, in its only file too."""
+    spool = await opener.spool(SpoolOptions(max_bytes=1000, file_bytes=1000, retry_s=0.001, backlog=LIMITS))
+    await spool.append(a_push(b"x" * 800))
+    with pytest.raises(SpoolFullError):
+        await spool.append(a_push(b"x" * 800))
+    ((position, _),) = await spool.take(1)
+
+    spool.settle(position)
+    while True:
+        await spool.tidy()
+        try:
+            await spool.append(a_push(b"y" * 800))
+            break
+        except SpoolFullError:
+            await asyncio.sleep(0.001)
+
+    assert [push.body for _, push in await spool.take(1)] == [b"y" * 800]
+
+
+async def test_the_queue_before_the_disk_is_bounded(fs: FaultyFileSystem, opener: Opener) -> None:
+    """While the device hangs, pushes beyond the limit are refused at once."""
+    spool = await opener.spool(SpoolOptions(waiting_max_bytes=1000, backlog=LIMITS))
+    gate = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def hang(call: str, path: Path) -> None:
+        if call == "sync" and path.suffix == ".log":
+            asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
+
+    fs.plan = hang
+    waiting = [asyncio.create_task(spool.append(a_push(b"x" * 450))) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(SpoolFullError, match="wait"):
+        await spool.append(a_push(b"x" * 450))
+
+    gate.set()
+    await asyncio.gather(*waiting)
+    assert spool.waiting_bytes == 0
+    assert spool.has_room()
+
+
+async def test_an_append_whose_waiter_left_is_kept_and_counted(opener: Opener) -> None:
+    """A connection that breaks while its push is synced does not unbalance the accounts."""
+    spool = await opener.spool()
+    append = asyncio.create_task(spool.append(a_push(b"left", reports=3)))
+    await asyncio.sleep(0)
+    append.cancel()
+    await spool.append(a_push(b"stayed"))
+
+    assert [push.body for _, push in await spool.take(100)] == [b"left", b"stayed"]
+    assert spool.accounts.received == 4
+    assert spool.accounts.unaccounted() == 0
+
+
+async def rot(fs: FaultyFileSystem, path: Path, at: int) -> None:
+    """Flip a bit of a file on the device."""
+    file = fs.inner.open(path, write=True)
+    byte = file.pread(1, at)[0] ^ 1
+    file.pwrite([bytes([byte])], at)
+    file.sync()
+
+
+def starts(fs: FaultyFileSystem, path: Path) -> dict[bytes, int]:
+    """Where each body's frame begins."""
+    file = fs.inner.open(path)
+    salt = int(path.name.split("-")[1][:8], 16)
+    items = scan(file.pread(file.size(), 0), salt=salt)
+    return {item.body: item.start for item in items if isinstance(item, Frame)}
+
+
+@pytest.mark.parametrize("victim", [b"one", b"two", b"last of its file"])
+async def test_rotten_bytes_go_to_quarantine(fs: FaultyFileSystem, opener: Opener, victim: bytes) -> None:
+    """One damaged push costs that push, never silently: its bytes are kept, it is counted, the others are read."""
+    everything = [b"one", b"two", b"last of its file".ljust(1600, b"."), b"in the next file".ljust(1600, b".")]
+    spool = await opener.spool()
+    for body in everything:
+        await spool.append(a_push(body))
+    first, _ = logs(fs, spool)
+    hit = next(body for body in everything if body.startswith(victim))
+    await opener.killed()
+    await rot(fs, first, starts(fs, first)[hit] + 41)
+
+    again = await opener.spool()
+
+    assert await bodies(again) == [body for body in everything if body != hit]
+    assert again.accounts.quarantined == 1
+    assert again.accounts.unaccounted() == 0
+    kept, _note = fs.inner.listdir(ROOT / "quarantine")
+    assert hit[5:] in fs.inner.open(ROOT / "quarantine" / kept).pread(5000, 0)
+    await opener.killed()
+    once_more = await opener.spool()
+    assert once_more.accounts.quarantined == 0
+    assert len(fs.inner.listdir(ROOT / "quarantine")) == 2
+
+
+async def test_bytes_that_rot_while_they_wait_are_accounted_for(fs: FaultyFileSystem, opener: Opener) -> None:
+    """A push that was counted and cannot be read back any more moves from pending to quarantined."""
+    limits = BacklogLimits(cache_bytes=1, settle_delay_s=3600, retry_s=3600)
+    spool = await opener.spool(SpoolOptions(file_bytes=2000, backlog=limits))
+    for body in (b"first", b"second", b"third"):
+        await spool.append(a_push(body, reports=5))
+    (path,) = logs(fs, spool)
+    await rot(fs, path, starts(fs, path)[b"second"] + 41)
+
+    taken = await spool.take(1) + await spool.take(100)
+
+    assert [push.body for _, push in taken] == [b"first", b"third"]
+    assert spool.pending_reports == 10
+    assert spool.accounts.quarantined == 5
+    assert spool.accounts.unaccounted() == 0
+    spool.settle(taken[-1].position)
+    spool.accounts.published += 10
+    await spool.close()
+    assert fs.inner.listdir(ROOT / "quarantine")
+    assert logs(fs, spool) == []
+
+
+async def test_a_torn_tail_is_nobodys_loss(fs: FaultyFileSystem, opener: Opener) -> None:
+    """The end of an append that a crash cut is ignored without a word, and stays ignored."""
+    spool = await opener.spool()
+    await spool.append(a_push(b"whole"))
+    await spool.append(a_push(b"torn"))
+    (path,) = logs(fs, spool)
+    await opener.killed()
+    await rot(fs, path, starts(fs, path)[b"torn"] + 41)
+
+    for later in ([], [b"later"]):
+        again = await opener.spool()
+        assert await bodies(again) == [b"whole", *later]
+        assert again.accounts.quarantined == 0
+        await again.append(a_push(b"later"))
+        await opener.killed()
+    assert "quarantine" not in fs.inner.listdir(ROOT)
+
+
+async def test_a_newer_format_is_not_touched(fs: FaultyFileSystem, opener: Opener) -> None:
+    """A folder of a later version is refused by name and left as it is; adopting passes it by."""
+    spool = await opener.spool()
+    await spool.close()
+    fs.inner.create(ROOT / spool.name / "00000000000000000009-00000000.v2.log")
+    before = fs.inner.listdir(ROOT / spool.name)
+
+    with pytest.raises(SpoolFormatError, match=r"v2\.log"):
+        await opener.spool()
+    assert await opener.adopt(Accounts()) == []
+    assert fs.inner.listdir(ROOT / spool.name) == before
+
+
+async def test_a_folder_that_is_held_is_left_alone(opener: Opener) -> None:
+    """Two processes never share a folder, and what one adopts the other does not."""
+    first = await opener.spool()
+    second = await opener.spool()
+
+    assert first.name != second.name
+    assert await opener.adopt(Accounts()) == []
+
+
+async def test_an_adopted_folder_counts_while_it_is_held(opener: Opener) -> None:
+    """Its reports are recovered by whoever holds it; given back unsettled they are the next one's."""
+    spool = await opener.spool()
+    await spool.append(a_push(reports=7))
+    await spool.close()
+    accounts = Accounts()
+    (backlog,) = await opener.adopt(accounts)
+    assert (accounts.recovered, accounts.pending, accounts.unaccounted()) == (7, 7, 0)
+
+    await backlog.close()
+
+    assert (accounts.recovered, accounts.pending, accounts.unaccounted()) == (0, 0, 0)
+    assert len(await opener.adopt(accounts)) == 1
+
+
+async def test_folders_left_half_made_are_swept(fs: FaultyFileSystem, opener: Opener) -> None:
+    """A process that died while it made its folder leaves nothing for long; empty folders go, too."""
+    spool = await opener.spool()
+    await spool.close()
+    fs.inner.mkdir(ROOT / ".1800000000000-00000000")
+
+    await opener.adopt(Accounts())
+
+    assert [name for name in fs.inner.listdir(ROOT) if fs.inner.is_dir(ROOT / name)] == []
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "nfs4", "cifs", "fuse.sshfs"])
+def test_a_disk_that_does_not_keep_is_refused(kind: str) -> None:
+    """What forgets at a reboot, and what lies behind a network, cannot hold the only copy."""
+
+    class Disk(ModelFileSystem):
+        def kind(self, path: Path) -> str:
+            del path
+            return kind
+
+    with pytest.raises(VolatileSpoolError, match=kind):
+        check_device(Disk(), ROOT)
+
+
+async def test_the_shared_memory_of_this_machine_is_refused() -> None:
+    """The real thing: /dev/shm is a tmpfs; by setting it is taken all the same."""
+    root = Path("/dev/shm") / f"dlrflow-test-{os.getpid()}"  # noqa: S108 - to be refused
+    fs = RealFileSystem()
+    try:
+        with pytest.raises(VolatileSpoolError, match="tmpfs"):
+            await open_spool(root, SpoolOptions(), fs=fs, clock=StillClock(), accounts=Accounts())
+        options = SpoolOptions(allow_volatile=True, max_bytes=100_000)
+        spool = await open_spool(root, options, fs=fs, clock=StillClock(), accounts=Accounts())
+        await spool.close()
+        (backlog,) = folders(fs, root)
+        assert (root.stat().st_mode & 0o777, backlog.stat().st_mode & 0o777) == (0o700, 0o700)
+    finally:
+        await adopt_free(root, fs=fs, clock=StillClock(), accounts=Accounts())
+        for path in root.iterdir():
+            path.unlink()
+        root.rmdir()
+
+
+async def test_the_time_until_full_follows_the_growth(opener: Opener) -> None:
+    """Infinite while the backlog does not grow, else the room left by the rate of the last minute."""
+    clock = StillClock()
+    spool = await open_spool(ROOT, OPTIONS, fs=opener.fs, clock=clock, accounts=Accounts())
+    opener.opened.append(spool)
+    assert spool.seconds_until_full == math.inf
+    await spool.append(a_push(b"x" * 1000))
+    clock.seconds += 10
+    await spool._sample()
+
+    left = spool._options.max_bytes
+    assert spool.seconds_until_full == pytest.approx(min(left, 1 << 30) / 100, rel=0.01)
+
+
+async def test_a_cursor_that_fails_is_moved_later(fs: FaultyFileSystem, opener: Opener) -> None:
+    """A failed sync of the cursor deletes nothing and goes on in a new cursor file."""
+    spool = await opener.spool()
+    await spool.append(a_push(b"one"))
+    ((position, _),) = await spool.take(1)
+    spool.settle(position)
+    await spool.tidy()
+    await spool.append(a_push(b"two"))
+    ((position, _),) = await spool.take(1)
+    spool.settle(position)
+
+    def fail(call: str, path: Path) -> None:
+        if call == "sync" and "cursor" in path.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    fs.plan = fail
+    with pytest.raises(OSError, match="Input/output"):
+        await spool.tidy()
+    fs.plan = None
+    await spool.tidy()
+    await opener.killed()
+
+    assert [name for name in fs.inner.listdir(ROOT / spool.name) if "cursor" in name] == ["cursor-000002.v1"]
+    assert (await opener.spool()).pending_reports == 0
+
+
+def test_a_torn_slot_leaves_the_other(fs: FaultyFileSystem) -> None:
+    """Whichever slot is damaged, the cursor is the better of the rest; with both gone it begins anew."""
+    fs.mkdir(ROOT)
+    cursor = Cursor(fs, ROOT)
+    cursor.move(5)
+    cursor.move(6)
+    (name,) = fs.inner.listdir(ROOT)
+    content = fs.inner.open(ROOT / name).pread(8192, 0)
+    positions = set()
+    for slot in (0, 4096):
+        file = fs.inner.open(ROOT / name, write=True)
+        file.pwrite([content], 0)
+        file.pwrite([b"\xff"], slot + 9)
+        positions.add(Cursor(fs, ROOT).position)
+    file.pwrite([bytes(8192)], 0)
+
+    assert positions == {5, 6}
+    assert Cursor(fs, ROOT).position == 0
