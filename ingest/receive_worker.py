@@ -267,7 +267,10 @@ async def _failure_before(stop: asyncio.Event, tasks: Sequence[asyncio.Task[Any]
 
 
 async def _main(listener: socket.socket, channel_descriptor: int) -> int:
-    channel, settings = await Channel.open(channel_descriptor)
+    try:
+        channel, settings = await Channel.open(channel_descriptor)
+    except asyncio.IncompleteReadError:
+        return 1  # the parent was gone before it said anything
     logs.configure(settings.log_format, settings.log_level)
     if settings.log_level != "debug":
         # What matters of it the forwarder says itself, once.
