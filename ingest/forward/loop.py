@@ -12,11 +12,15 @@ from ingest.runtime.backoff import Backoff
 from ingest.runtime.clock import Clock
 from ingest.spool.base import Backlog, Spooled
 
-TAKE_MAX_BYTES: Final = 1024 * 1024
+TAKE_MAX_BYTES: Final = 256 * 1024
 """Bodies taken from a backlog at once; a larger one comes alone."""
 
 TAKES_IN_FLIGHT: Final = 4
-"""Takes of one backlog that are not confirmed yet."""
+"""Takes of one backlog that are not confirmed yet.
+
+What is in flight may be compressed in one turn of the event loop, which also answers the callbacks: four times as much
+held it up for 35 ms (p99) in place of 12, and brought no more throughput.
+"""
 
 ADOPT_INTERVAL_S: Final = 30.0
 """How often folders are looked for that nobody holds any more."""
