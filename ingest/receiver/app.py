@@ -20,7 +20,7 @@ ACCEPT_MOST: Final = 64
 LINGER_S: Final = 5.0
 """How long what is left of a refused body is read and dropped, so that the answer is not lost to a reset."""
 
-FIRST_WORD_S: Final = 0.5
+FIRST_WORD_S: Final = 1.0
 """How long a connection that was accepted last may take to begin its request."""
 
 CUT_S: Final = 0.05

@@ -65,7 +65,7 @@ async def test_mode_kafka_answers_after_the_replicas(start: Start) -> None:
 async def test_mode_kafka_without_confirmation_in_time_asks_to_come_back(start: Start) -> None:
     """The outcome is open: 503 with whole seconds, and the publish goes on."""
     publisher = FakePublisher(gate=asyncio.Event())
-    receiver = await start(mode=AckMode.KAFKA, publisher=publisher, ack_timeout_s=0.1)
+    receiver = await start(mode=AckMode.KAFKA, publisher=publisher, ack_timeout_s=0.5)
 
     response = await receiver.ask(a_request(BODY))
 
@@ -91,7 +91,7 @@ async def test_publishes_whose_outcome_is_open_are_bounded(start: Start, monkeyp
     """What was answered 503 still holds memory: beyond the bound the answer is 503 at once."""
     monkeypatch.setattr(durable, "OUTSTANDING_MAX_BYTES", len(BODY))
     publisher = FakePublisher(gate=asyncio.Event())
-    receiver = await start(mode=AckMode.KAFKA, publisher=publisher, ack_timeout_s=0.1)
+    receiver = await start(mode=AckMode.KAFKA, publisher=publisher, ack_timeout_s=0.5)
     assert (await receiver.ask(a_request(BODY))).status == 503
     assert publisher.gate is not None
     publisher.gate.set()
