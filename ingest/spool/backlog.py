@@ -14,11 +14,10 @@ from typing import TypeVar
 import structlog
 
 from ingest.runtime.clock import Clock
-from ingest.runtime.logfile import Damage, read_frames
 from ingest.spool.accounts import Accounts
 from ingest.spool.base import Spooled
 from ingest.spool.folder import Folder, LogFile, save_in_quarantine
-from ingest.spool.record import decode_push
+from ingest.spool.reading import Place, read_piece
 from ingest.spool.recovery import Recovered
 
 _log = structlog.get_logger(__name__)
@@ -41,29 +40,6 @@ class BacklogLimits:
     read_bytes: int = 4 * 1024 * 1024
     settle_delay_s: float = 0.05
     retry_s: float = 1.0
-
-
-class _Place:
-    """Where reading goes on in the files."""
-
-    __slots__ = ("after", "file", "offset")
-
-    def __init__(self, file: LogFile, offset: int | None = None, after: int | None = None) -> None:
-        self.file = file
-        self.offset = file.start if offset is None else offset
-        self.after = file.first - 1 if after is None else after  # the sequence that stands before the offset
-
-
-class _Piece:
-    """What one read brought."""
-
-    __slots__ = ("after", "damaged", "items", "offset")
-
-    def __init__(self, offset: int, after: int) -> None:
-        self.items: list[Spooled] = []
-        self.damaged: list[Damage] = []
-        self.offset = offset
-        self.after = after
 
 
 class DiskBacklog:
@@ -96,7 +72,7 @@ class DiskBacklog:
         self._reports = sum(file.reports for file in self._files)
         self._bytes = sum(file.body_bytes for file in self._files)
         self._oldest_hint = recovered.oldest_ms
-        self._place = _Place(self._files[0]) if self._pushes else None
+        self._place = Place(self._files[0]) if self._pushes else None
         self._doomed = deque(recovered.leftovers)
         self._news = asyncio.Event()
         self._closed = False
@@ -254,7 +230,7 @@ class DiskBacklog:
         if self._place is not None:
             return
         if self._ready and self._ready_bytes + size > self._limits.cache_bytes:
-            self._place = _Place(file, start, spooled.position - 1)
+            self._place = Place(file, start, spooled.position - 1)
             return
         self._ready.append((spooled, file))
         self._ready_bytes += size
@@ -273,10 +249,10 @@ class DiskBacklog:
         self.accounts.recovered += places
         self.accounts.quarantined += places
 
-    async def _read_on(self, place: _Place) -> None:
+    async def _read_on(self, place: Place) -> None:
         """Bring the next piece of the files into memory."""
         file, end = place.file, place.file.end
-        piece = await self._in_keeper(lambda: _read(self._folder, file, place, end, self._limits.read_bytes))
+        piece = await self._in_keeper(lambda: read_piece(self._folder, file, place, end, self._limits.read_bytes))
         for spooled in piece.items:
             if spooled.position > self._settled:
                 self._ready.append((spooled, file))
@@ -290,7 +266,7 @@ class DiskBacklog:
             self._write_off(file)
         if at + 1 < len(self._files):
             following = self._files[at + 1]
-            self._place = _Place(following)
+            self._place = Place(following)
         else:
             self._place = None  # caught up: from here on the memory goes on
 
@@ -349,24 +325,3 @@ class DiskBacklog:
 
     async def _in_keeper(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._keeper, call)
-
-
-def _read(folder: Folder, file: LogFile, place: _Place, end: int, max_bytes: int) -> _Piece:
-    """Read on from a place up to `end`, which is known to be good: what is no frame there is damage."""
-    opened = folder.fs.open(file.path)
-    try:
-        found, offset = read_frames(opened, place.offset, max_bytes, end, salt=file.salt, after=place.after)
-    finally:
-        opened.close()
-    piece = _Piece(offset, place.after)
-    for item in found:
-        if isinstance(item, Damage):
-            piece.damaged.append(item)
-            continue
-        piece.after = item.sequence
-        if (push := decode_push(item)) is not None:
-            piece.items.append(Spooled(item.sequence, push))
-    if not found and offset < end:
-        piece.damaged.append(Damage(offset, end, "corrupt"))
-        piece.offset = end
-    return piece

@@ -6,9 +6,7 @@ group gathers. So a group is as large as the load makes it, and an idle spool an
 
 import asyncio
 import math
-import os
 import queue
-import socket
 import threading
 from collections import deque
 from dataclasses import dataclass, field
@@ -21,20 +19,11 @@ from ingest.runtime.clock import Clock
 from ingest.runtime.files import FileSystem
 from ingest.runtime.logfile import HEADER_BYTES
 from ingest.spool.accounts import Accounts
+from ingest.spool.acquire import take_folder, take_free_folders
 from ingest.spool.backlog import BacklogLimits, DiskBacklog
-from ingest.spool.base import SpoolBrokenError, Spooled, SpoolFormatError, SpoolFullError
-from ingest.spool.folder import (
-    Budget,
-    Folder,
-    check_device,
-    folders,
-    hidden_folders,
-    holder_note,
-    lock_folder,
-    make_folder,
-    make_folders,
-)
-from ingest.spool.recovery import Recovered, recover
+from ingest.spool.base import SpoolBrokenError, Spooled, SpoolFullError
+from ingest.spool.folder import Budget, Folder
+from ingest.spool.recovery import Recovered
 from ingest.spool.writer import GroupWriter, Outcome
 
 _log = structlog.get_logger(__name__)
@@ -45,8 +34,6 @@ _FILES_PER_BUDGET = 16
 
 _SAMPLE_S = 5.0
 _SAMPLES = 13
-
-_NEW_FOLDER_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,7 +308,7 @@ async def open_spool(
         SpoolFormatError: a newer version wrote the folder.
         OSError: the root cannot be made or read.
     """
-    folder, recovered = await asyncio.to_thread(_open, root, options, fs, clock)
+    folder, recovered = await asyncio.to_thread(take_folder, root, fs, clock, allow_volatile=options.allow_volatile)
     spool = DiskSpool(folder, recovered, options, accounts=accounts, clock=clock)
     await spool.start()
     return spool
@@ -335,56 +322,10 @@ async def adopt_free(
     Folders without anything pending are removed at once. One that cannot be read is logged and left alone.
     """
     adopted = []
-    for folder, recovered in await asyncio.to_thread(_adopt, root, fs, clock):
+    for folder, recovered in await asyncio.to_thread(take_free_folders, root, fs, clock):
         backlog = DiskBacklog(folder, recovered, accounts=accounts, clock=clock, limits=limits or BacklogLimits())
         if any(file.pushes for file in recovered.files):
             adopted.append(backlog)
         else:
             await backlog.close()
-    return adopted
-
-
-def _note(clock: Clock) -> bytes:
-    return holder_note(clock.wall_ms(), os.getpid(), socket.gethostname())
-
-
-def _open(root: Path, options: SpoolOptions, fs: FileSystem, clock: Clock) -> tuple[Folder, Recovered]:
-    make_folders(fs, root)
-    if not options.allow_volatile:
-        check_device(fs, root)
-    for path in folders(fs, root):
-        if folder := lock_folder(fs, path, _note(clock)):
-            return _recover(folder)
-    return _recover(_make(root, fs, clock))
-
-
-def _make(root: Path, fs: FileSystem, clock: Clock) -> Folder:
-    for _ in range(_NEW_FOLDER_TRIES):
-        try:
-            return make_folder(fs, root, clock.wall_ms(), _note(clock))
-        except (FileNotFoundError, BlockingIOError):  # swept up by another process before it was locked
-            continue
-    raise BlockingIOError(f"no spool folder can be made under {root}")
-
-
-def _recover(folder: Folder) -> tuple[Folder, Recovered]:
-    try:
-        return folder, recover(folder)
-    except BaseException:
-        folder.lock.release()
-        raise
-
-
-def _adopt(root: Path, fs: FileSystem, clock: Clock) -> list[tuple[Folder, Recovered]]:
-    adopted = []
-    for path in hidden_folders(fs, root):
-        # Made by a process that ended before it could use it.
-        if folder := lock_folder(fs, path, _note(clock)):
-            folder.remove()
-    for path in folders(fs, root):
-        if folder := lock_folder(fs, path, _note(clock)):
-            try:
-                adopted.append(_recover(folder))
-            except (OSError, SpoolFormatError) as error:
-                _log.error("spool folder cannot be adopted", folder=path.name, error=str(error))
     return adopted
