@@ -1,11 +1,10 @@
 """What the one-shot commands of `python -m ingest` do."""
 
 import typer
-from aiokafka.errors import KafkaError
 
 from ingest.contract.topics import TopicSpec, differences, wanted_topics
 from ingest.runtime.errors import FoundError, ServiceAwayError
-from ingest.runtime.kafka import TopicAdmin, TopicState, client_options
+from ingest.runtime.kafka import BrokerError, TopicAdmin, TopicState, client_options
 from ingest.settings import TopicsSettings
 
 
@@ -31,7 +30,7 @@ async def manage_topics(settings: TopicsSettings, *, check: bool) -> None:
             if missing and not check:
                 made = await admin.create(missing)
                 existing = await admin.existing(describe=names)
-    except KafkaError as error:
+    except BrokerError as error:
         raise ServiceAwayError(f"Kafka went away while its topics were looked at: {error}") from None
     # A broker of several may not have heard of a topic that was made just now; it is as it was made.
     found = [

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import structlog
-from aiokafka.errors import KafkaError
 
 from ingest.contract.topics import RECORD_BYTES_MAX, TIMESTAMP_AFTER_MAX_S, TopicSpec, differences
 from ingest.runtime.clock import Clock
-from ingest.runtime.kafka import TopicAdmin, TopicState
+from ingest.runtime.kafka import BrokerError, TopicAdmin, TopicState
 from ingest.settings import ReceiveSettings
 
 RETRY_S: Final = 30.0
@@ -25,7 +24,7 @@ async def look_at_topics(settings: ReceiveSettings, options: Mapping[str, Any], 
             async with TopicAdmin(options, patience_s=None, clock=clock) as admin:
                 existing = await admin.existing(describe=needs)
             break
-        except KafkaError as error:
+        except BrokerError as error:
             log.warning("the topics cannot be looked at", because=str(error))
             await clock.sleep(RETRY_S)
     for name, configs in needs.items():
