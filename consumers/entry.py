@@ -1,4 +1,4 @@
-"""What engine and ledger hand each other: plain values and errors, no behaviour (design.md section 4)."""
+"""What engine and ledger hand each other: plain values and errors, no behaviour (ARCHITECTURE.md)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

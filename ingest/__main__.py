@@ -38,7 +38,7 @@ cli = Cli(
 @cli.command(ReceiveSettings)
 def receive(loaded: Loaded[ReceiveSettings]) -> None:
     """Take pushes over HTTP and publish each report, until stopped."""
-    from ingest.receive import receive as serve  # noqa: PLC0415
+    from ingest.commands.receive import receive as serve  # noqa: PLC0415
     from ingest.runtime.supervise import run  # noqa: PLC0415
 
     run(serve(loaded.settings, os.environ))
@@ -47,7 +47,7 @@ def receive(loaded: Loaded[ReceiveSettings]) -> None:
 @cli.command(DrainSettings)
 def drain(loaded: Loaded[DrainSettings]) -> None:
     """Publish what spool folders nobody holds still contain; status 0 only when none is left."""
-    from ingest.drain import drain_spool  # noqa: PLC0415
+    from ingest.commands.drain import drain_spool  # noqa: PLC0415
     from ingest.runtime.supervise import run  # noqa: PLC0415
 
     run(drain_spool(loaded.settings))
@@ -62,7 +62,7 @@ def topics(
     ] = False,
 ) -> None:
     """Create the missing topics and report those that differ from what is needed."""
-    from ingest.commands import manage_topics  # noqa: PLC0415
+    from ingest.commands.topics import manage_topics  # noqa: PLC0415
     from ingest.runtime.supervise import run  # noqa: PLC0415
 
     run(manage_topics(loaded.settings, check=check))

@@ -1,4 +1,4 @@
-"""The partition clock, and when a partition counts as caught up (design.md section 4).
+"""The partition clock, and when a partition counts as caught up (ARCHITECTURE.md).
 
 Deadlines run on the partition clock, which never falls and is kept in the changelog. They are looked at only while
 everything that stands in the partition has been applied: an outage, a backlog or a broker that is away expires nothing.

@@ -11,7 +11,7 @@ payloads
 
 A payload start counts from the beginning of its row, so that a row can be read where it stands, without its record.
 Checksums are those of Kafka and of the journal's frames. A changed layout gets a new version; the one before stays
-readable, and a new one is written one release after it can be read (design.md section 4).
+readable, and a new one is written one release after it can be read (ARCHITECTURE.md).
 """
 
 import struct

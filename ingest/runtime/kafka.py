@@ -23,6 +23,9 @@ from ingest.runtime.backoff import Backoff
 from ingest.runtime.clock import Clock, SystemClock
 from ingest.runtime.errors import ServiceAwayError, UsageError
 
+BrokerError = KafkaError
+"""What clients raise when brokers do not do what they were asked."""
+
 START_PATIENCE_S = 30.0
 _RETRY_FIRST_S = 0.2
 _RETRY_MOST_S = 2.0

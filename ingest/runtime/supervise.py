@@ -6,6 +6,7 @@ is on disk or in Kafka, or a crash would lose it too.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import sys

@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaProducer
 
 from deploy.local.kafka import LocalKafka
 from ingest import commands
-from ingest.commands import manage_topics
+from ingest.commands.topics import manage_topics
 from ingest.contract.topics import TopicSpec, differences, wanted_topics
 from ingest.runtime.errors import FoundError, ServiceAwayError, UsageError
 from ingest.runtime.kafka import TopicAdmin, client_options

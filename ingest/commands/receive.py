@@ -1,6 +1,6 @@
 """The command `receive`: one listening socket, worker processes behind it, health and metrics of all of them.
 
-What a worker is made of stands in `ingest.receive_worker`.
+What a worker is made of stands in `ingest.commands.receive_worker`.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from typing import Final
 import structlog
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
+from ingest.commands.receive_topics import look_at_topics
 from ingest.contract.settings import PREFIX, AuthSettings, NetworkSettings, TlsSettings
-from ingest.receive_topics import look_at_topics
 from ingest.receiver.durable import AckMode
 from ingest.receiver.listen import open_listener
 from ingest.receiver.workers import WorkerPool
@@ -28,7 +28,7 @@ from ingest.settings import ReceiveSettings
 
 log = structlog.get_logger(__name__)
 
-WORKER: Final = ("-m", "ingest.receive_worker")
+WORKER: Final = ("-m", "ingest.commands.receive_worker")
 
 WORKERS_SHARE: Final = 0.95
 """Of the grace time: when it has passed, workers are killed that have not ended by themselves."""

@@ -1,4 +1,4 @@
-"""What the one-shot commands of `python -m ingest` do."""
+"""`python -m ingest topics`: makes the missing topics, names what differs."""
 
 import typer
 

@@ -1,6 +1,7 @@
-"""One worker of `receive`: the callback port, its spool and the forwarder, joined. Started by `ingest.receive`.
+"""One worker of `receive`: the callback port, its spool and the forwarder, joined. Its parent is `.receive`.
 
-`python -m ingest.receive_worker SLOT LISTENER CHANNEL` with two inherited descriptors; settings come by the channel.
+Started as `python -m ingest.commands.receive_worker SLOT LISTENER CHANNEL`, the last two being inherited descriptors;
+settings come by the channel.
 """
 
 import asyncio
