@@ -1,0 +1,170 @@
+"""Where a new owner reads on, and when it must not."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from consumers.engine.assignment import Evidence, input_offset, restore
+from consumers.entry import Cursor, Entry, LedgerDamagedError, LedgerFormatError, Position
+from ingest.runtime.errors import FoundError
+from tests.fakes.ledgers import MemoryLedger
+
+NEW = Evidence(
+    topic="reports",
+    partition=3,
+    had_journal=False,
+    changelog_start=0,
+    next_offset=None,
+    committed=None,
+    input_start=10,
+    input_end=90,
+)
+KNOWN = replace(NEW, had_journal=True, next_offset=50, committed=50)
+
+
+@pytest.mark.parametrize(
+    ("known", "offset"),
+    [
+        (NEW, 10),
+        (KNOWN, 50),
+        (replace(KNOWN, had_journal=False, changelog_start=7), 50),
+        (replace(KNOWN, committed=None), 50),
+        (replace(KNOWN, committed=20), 50),
+        (replace(KNOWN, next_offset=90, committed=90), 90),
+        (replace(KNOWN, next_offset=10, committed=10), 10),
+    ],
+    ids=["new", "known", "disk lost", "offsets expired", "offsets reset", "at the end", "at the start"],
+)
+def test_the_changelog_says_where_the_input_goes_on(known: Evidence, offset: int) -> None:
+    """A new group begins at the first offset; the group's offset never moves a known position."""
+    assert input_offset(known, accept_loss=False) == offset
+
+
+@pytest.mark.parametrize(
+    ("known", "accepted"),
+    [
+        (replace(NEW, had_journal=True), 10),
+        (replace(NEW, changelog_start=5), 10),
+        (replace(NEW, committed=40), 40),
+        (replace(KNOWN, committed=60), 60),
+        (replace(KNOWN, next_offset=5, committed=5), 10),
+        (replace(KNOWN, next_offset=91, committed=91), 10),
+        (replace(NEW, committed=4), 10),
+    ],
+    ids=[
+        "journal without changelog",
+        "changelog aged out",
+        "changelog gone",
+        "changelog cut short",
+        "position out of retention",
+        "input made anew",
+        "both gone",
+    ],
+)
+def test_lost_memory_or_input_needs_consent(known: Evidence, accepted: int) -> None:
+    """It stops with status 1; --accept-loss goes on from where the group has read, as far as that is there."""
+    with pytest.raises(FoundError, match=r"partition 3 of reports.*--accept-loss"):
+        input_offset(known, accept_loss=False)
+
+    assert input_offset(known, accept_loss=True) == accepted
+
+
+class Log:
+    """A changelog in memory: (offset, value), and where it begins and ends."""
+
+    def __init__(self, records: list[tuple[int, bytes]], start: int = 0, end: int | None = None) -> None:
+        self.records = records
+        self.start = start
+        self.end = (records[-1][0] + 2 if records else start) if end is None else end
+        self.read_from: list[int] = []
+
+    async def bounds(self) -> tuple[int, int]:
+        """As they are."""
+        return self.start, self.end
+
+    async def read(
+        self, first: int, end: int, *, records_max: int, idle_max_s: float
+    ) -> AsyncIterator[list[tuple[int, bytes]]]:
+        """Some at a time."""
+        assert idle_max_s > 0
+        self.read_from.append(first)
+        wanted = [record for record in self.records if first <= record[0] < end]
+        for start in range(0, len(wanted), records_max):
+            yield wanted[start : start + records_max]
+
+
+def a_changelog(cycles: int) -> list[tuple[int, bytes]]:
+    """Cycles of one entry each, a marker after every one."""
+    ledger = MemoryLedger()
+    return [
+        (
+            2 * number,
+            ledger.encode(
+                [Entry(b"%016d" % number, number, first_seen=True, waiting=True, payload=b"")],
+                Position(number + 1, 10 * number, number, Cursor()),
+            )[0],
+        )
+        for number in range(cycles)
+    ]
+
+
+async def test_an_empty_ledger_reads_all_of_the_changelog() -> None:
+    """From its first offset to its end."""
+    ledger, log = MemoryLedger(), Log(a_changelog(200), start=0)
+
+    assert await restore(ledger, log) == (False, 0)
+    assert log.read_from == [0]
+    assert ledger.waiting() == 200
+
+
+async def test_a_ledger_that_is_behind_reads_the_rest() -> None:
+    """From where its journal ends."""
+    ledger, records = MemoryLedger(), a_changelog(9)
+    ledger.apply(records[:4])
+    log = Log(records)
+
+    assert await restore(ledger, log) == (True, 0)
+    assert log.read_from == [7]
+    assert ledger.position is not None
+    assert ledger.position.cycle == 9
+
+
+@pytest.mark.parametrize(("start", "end"), [(8, 18), (0, 5)], ids=["changelog aged past it", "ahead of the changelog"])
+async def test_local_state_that_does_not_meet_the_changelog_is_discarded(start: int, end: int) -> None:
+    """The changelog is the authority, and its journal began before it or ends behind it."""
+    ledger, records = MemoryLedger(), a_changelog(9)
+    ledger.apply(records[:4])
+    log = Log([record for record in records if start <= record[0] < end], start=start, end=end)
+
+    await restore(ledger, log)
+
+    assert ledger.discarded == 1
+    assert log.read_from == [start]
+
+
+async def test_damaged_local_state_is_discarded_and_restored() -> None:
+    """Once; damage that comes back is not ours to mend."""
+
+    class Damaged(MemoryLedger):
+        def apply(self, records: object) -> int:
+            if not self.discarded:
+                raise LedgerDamagedError("gap")
+            return super().apply(records)  # type: ignore[arg-type]
+
+    ledger = Damaged()
+
+    await restore(ledger, Log(a_changelog(3)))
+
+    assert ledger.waiting() == 3
+
+
+async def test_a_newer_changelog_is_refused() -> None:
+    """Whoever starts the older release must act."""
+
+    class Older(MemoryLedger):
+        def apply(self, records: object) -> int:
+            raise LedgerFormatError(f"newer: {records!r:.20}")
+
+    with pytest.raises(LedgerFormatError):
+        await restore(Older(), Log(a_changelog(3)))
