@@ -1,5 +1,7 @@
 """A blocked Bloom filter: one 64-bit word for each key, so that a probe costs one cache miss."""
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,6 +15,23 @@ _ONE = np.uint64(1)
 _SHIFTS = tuple(np.uint64(shift) for shift in (6, 12, 18, 24))
 _LOW = np.uint64(_WORD_BITS - 1)
 _HALF = np.uint64(32)
+
+
+class Keys(NamedTuple):
+    """Digests that are looked for in several filters: their halves, and their bits in any word."""
+
+    high: Words
+    low: Words
+    bits: Words
+
+    def at(self, indexes: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> "Keys":
+        """Some of them."""
+        return Keys(self.high[indexes], self.low[indexes], self.bits[indexes])
+
+
+def keys_of(high: Words, low: Words) -> Keys:
+    """Digests by their halves."""
+    return Keys(high, low, _bits(low))
 
 
 def words_for(keys: int) -> int:
@@ -29,10 +48,9 @@ def add(words: Words, high: Words, low: Words) -> None:
     words[at[starts]] |= np.bitwise_or.reduceat(_bits(low), starts)
 
 
-def probe(words: Words, high: Words, low: Words) -> npt.NDArray[np.bool_]:
+def probe(words: Words, keys: Keys) -> npt.NDArray[np.bool_]:
     """Which keys may be in; those that are, always."""
-    bits = _bits(low)
-    passed: npt.NDArray[np.bool_] = (words[_word_of(high, len(words))] & bits) == bits
+    passed: npt.NDArray[np.bool_] = (words[_word_of(keys.high, len(words))] & keys.bits) == keys.bits
     return passed
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import structlog
 
 from consumers.entry import LedgerDamagedError
+from consumers.ledger.bloom import Keys, keys_of
 from consumers.ledger.journal import WAITING_BIT, Places, Words
 from consumers.ledger.runs import (
     Covered,
@@ -56,8 +57,8 @@ class _Frozen:
     def columns(self) -> Columns:
         return self.table.columns()
 
-    def find(self, high: Words, low: Words) -> Places:
-        return self.table.find(high, low)
+    def find(self, keys: Keys) -> Places:
+        return self.table.find(keys.high, keys.low)
 
 
 class Index:
@@ -160,16 +161,14 @@ class Index:
     def count_waiting(self) -> None:
         """Count `waiting` anew, from all levels."""
         count = 0
-        newer: list[Table | _Frozen | Run] = []
-        for level in (self._table, *self._older):
-            columns = level.columns() if isinstance(level, Table) else level.columns
-            for part in _slices(columns):
+        newer: list[_Frozen | Run] = []
+        for level in (_Frozen(self._table, self._covered, 0), *self._older):
+            for part in _slices(level.columns):
                 waits = ((part.places & np.uint64(WAITING_BIT)) != 0) & (part.places >= self._floor)
-                high, low = part.high[waits], part.low[waits]
+                keys = keys_of(part.high[waits], part.low[waits])
                 for other in newer:
-                    latest = other.find(high, low) == 0
-                    high, low = high[latest], low[latest]
-                count += len(high)
+                    keys = keys.at(other.find(keys) == 0)
+                count += len(keys.high)
             newer.append(level)
         self.waiting = count
 
@@ -223,12 +222,18 @@ class Index:
 
     def _find_older(self, high: Words, low: Words, places: Places, left: npt.NDArray[np.int64]) -> None:
         """Fill in what the older levels know of the digests at `left`."""
-        for level in self._older:
-            if not left.size:
-                return
-            found = level.find(high[left], low[left])
+        older = self._older
+        if not left.size or not older:
+            return
+        left = left[np.argsort(high[left])]  # ascending searches share the pages they touch
+        keys = keys_of(high[left], low[left])
+        for level in older:
+            found = level.find(keys)
+            missing = found == 0
+            if missing.all():
+                continue
             places[left] = found
-            left = left[found == 0]
+            left, keys = left[missing], keys.at(missing)
 
     def _freeze(self) -> None:
         """Begin a new table and have the full one made a run."""

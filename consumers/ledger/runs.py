@@ -23,6 +23,7 @@ import numpy as np
 
 from consumers.entry import LedgerDamagedError
 from consumers.ledger import bloom
+from consumers.ledger.bloom import Keys
 from consumers.ledger.journal import Places, Words
 from consumers.ledger.table import Columns
 from ingest.runtime.files import FileSystem
@@ -78,19 +79,17 @@ class Run:
         """Number of digests."""
         return len(self.columns.high)
 
-    def find(self, high: Words, low: Words) -> Places:  # noqa: D102 - see Level
-        found = np.zeros(len(high), np.uint64)
-        left = np.flatnonzero(bloom.probe(self._words, high, low))
-        if not left.size:
-            return found
-        left = left[np.argsort(high[left])]  # ascending searches share the pages they touch
+    def find(self, keys: Keys) -> Places:
+        """The place of each digest, 0 where it is not in this run."""
+        found = np.zeros(len(keys.high), np.uint64)
+        left = np.flatnonzero(bloom.probe(self._words, keys))
         columns, count = self.columns, len(self)
-        at = np.searchsorted(columns.high, high[left])
+        at = np.searchsorted(columns.high, keys.high[left])
         while left.size:
             inside = at < count
             left, at = left[inside], at[inside]
-            near = columns.high[at] == high[left]
-            same = near & (columns.low[at] == low[left])
+            near = columns.high[at] == keys.high[left]
+            same = near & (columns.low[at] == keys.low[left])
             found[left[same]] = columns.places[at[same]]
             going = near & ~same  # digests that share their first half stand side by side
             left, at = left[going], at[going] + 1

@@ -1,6 +1,6 @@
 """The latest entries: an open-addressing hash table in arrays, looked up and filled a cycle at a time."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,16 +11,6 @@ Indexes = npt.NDArray[np.int64]
 
 _CAPACITY_MIN = 1024
 _ABSENT = -1
-
-
-class Level(Protocol):
-    """Something that knows the places of some digests."""
-
-    def find(self, high: Words, low: Words) -> Places:
-        """The place of each digest, 0 where it is not known here."""
-        ...
-
-    def __len__(self) -> int: ...
 
 
 class Columns(NamedTuple):
@@ -58,7 +48,8 @@ class Table:
         """Memory that the arrays take."""
         return sum(one.nbytes for one in (self._high, self._low, self._places, self._slots))
 
-    def find(self, high: Words, low: Words) -> Places:  # noqa: D102 - see Level
+    def find(self, high: Words, low: Words) -> Places:
+        """The place of each digest, 0 where it is not here."""
         found = self._probe(high, low)[0]
         return np.where(found == _ABSENT, np.uint64(0), self._places[found])
 

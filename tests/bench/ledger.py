@@ -1,9 +1,9 @@
 """Measures the ledger: `python -m tests.bench.ledger [--messages N] [--payload BYTES] [--folder DIR] [--cycle N]`.
 
-Cycles of new messages, every third of them written again 50 cycles later, go through lookup, encode and apply as in the
-engine; then absent and present digests are looked up, the ledger is closed and opened (the runs are used), opened without
-its runs (the journal is read), and restored from the changelog. Prints the cost of each entry, the longest call, and the
-memory that no file backs.
+Cycles of new messages, every third of them written again 50 cycles later, go through lookup, encode and apply as in
+the engine; then absent and present digests are looked up, the ledger is closed and opened (the runs are used), opened
+without its runs (the journal is read), and restored from the changelog. Prints the cost of each entry, the longest call,
+and the memory that no file backs.
 """
 
 import argparse
@@ -80,11 +80,17 @@ class Traffic:
 
     def entries(self, cycle: int) -> list[Entry]:
         """What a cycle writes."""
-        fresh = [Entry(digest, cycle, True, at % 3 == 0, self.payload) for at, digest in enumerate(self.digests(cycle))]
+        fresh = [
+            Entry(digest, cycle, first_seen=True, waiting=at % 3 == 0, payload=self.payload)
+            for at, digest in enumerate(self.digests(cycle))
+        ]
         if cycle <= AGAIN_AFTER_CYCLES:
             return fresh
         earlier = self.digests(cycle - AGAIN_AFTER_CYCLES)[:: self.fresh // self.again][: self.again]
-        return fresh + [Entry(digest, cycle, False, False, self.payload) for digest in earlier]
+        return fresh + [
+            Entry(digest, cycle - AGAIN_AFTER_CYCLES, first_seen=False, waiting=False, payload=self.payload)
+            for digest in earlier
+        ]
 
 
 def write(ledger: PartitionLedger, traffic: Traffic, messages: int) -> Iterator[str]:
@@ -102,7 +108,7 @@ def write(ledger: PartitionLedger, traffic: Traffic, messages: int) -> Iterator[
         offset += len(values) + 1
         take.run(len(entries), lambda records=records: ledger.apply(records))  # type: ignore[misc]
         if cycle % (cycles // 4 or 1) == 0:
-            yield f"-- {cycle * traffic.fresh:,} messages, anonymous memory {anonymous_mb():.0f} MB, levels {ledger.levels}"
+            yield f"-- {cycle * traffic.fresh:,} messages, {anonymous_mb():.0f} MB anonymous, {ledger.levels} levels"
             yield from (stage.line() for stage in (look, pack, take))
             look, pack, take = Stage(look.name), Stage(pack.name), Stage(take.name)
 
@@ -114,7 +120,7 @@ def read(ledger: PartitionLedger, traffic: Traffic, cycles: int) -> Iterator[str
         some = traffic.digests(10_000_000 + step)
         if any(absent.run(len(some), lambda some=some: ledger.lookup(some))):  # type: ignore[misc]
             raise AssertionError("a digest that was never written was found")
-        mixed = [traffic.digests(1 + (step * 7919 + n * 104_729) % cycles)[n % traffic.fresh] for n in range(100)] * 1
+        mixed = [traffic.digests(1 + (step * 7919 + n * 104_729) % cycles)[n % traffic.fresh] for n in range(100)]
         mixed += traffic.digests(1 + (step * 7919) % cycles)[: traffic.fresh - 100]
         if None in present.run(len(mixed), lambda mixed=mixed: ledger.lookup(mixed)):  # type: ignore[misc]
             raise AssertionError("a digest that was written was not found")
@@ -134,7 +140,7 @@ def restore(ledger: PartitionLedger, source: PartitionLedger, entries: int) -> I
             batch = []
     stage.run(entries, lambda: ledger.apply(batch))
     yield stage.line()
-    yield f"-- anonymous memory {anonymous_mb():.0f} MB, levels {ledger.levels}"
+    yield f"-- {anonymous_mb():.0f} MB anonymous, {ledger.levels} levels"
 
 
 def measure(folder: Path, messages: int, cycle_entries: int, payload: bytes) -> Iterator[str]:
@@ -147,16 +153,17 @@ def measure(folder: Path, messages: int, cycle_entries: int, payload: bytes) -> 
         Identity(group="bench", topic="bench", partitions=2),
         Sizes(generation_ms=max(1, cycles * 200 // 7)),
     )
-    yield f"-- nothing yet, anonymous memory {anonymous_mb():.0f} MB"
+    yield f"-- nothing yet, {anonymous_mb():.0f} MB anonymous"
     ledger = store.open(0)
     yield from write(ledger, traffic, messages)
     yield from read(ledger, traffic, cycles)
+    written = messages + max(0, cycles - AGAIN_AFTER_CYCLES) * traffic.again
     waiting, position = ledger.waiting(), ledger.position
     ledger.settle()
     ledger.close()
     for name in ("open, runs used", "open, runs made again"):
         stage = Stage(name)
-        ledger = stage.run(messages, lambda: store.open(0))
+        ledger = stage.run(written, lambda: store.open(0))
         if (ledger.waiting(), ledger.position) != (waiting, position):
             raise AssertionError("the ledger is not as it was left")
         yield stage.line()
@@ -168,7 +175,7 @@ def measure(folder: Path, messages: int, cycle_entries: int, payload: bytes) -> 
             for run in runs:
                 run.unlink()
     other = store.open(1)
-    yield from restore(other, ledger, messages)
+    yield from restore(other, ledger, written)
     if (other.waiting(), other.position) != (waiting, position):
         raise AssertionError("the restored ledger is not as the one it was restored from")
     other.close()

@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from consumers.ledger import bloom
+from consumers.ledger.bloom import keys_of
 from consumers.ledger.index import FROZEN_MAX, RUNS_MAX, Index, choose
 from consumers.ledger.journal import Words
 from consumers.ledger.runs import Covered, Run, Span, combine, in_memory, merge
@@ -64,8 +65,8 @@ def test_filter_passes_every_key_that_is_in_and_few_others() -> None:
 
     bloom.add(words, high[order], low[order])
 
-    assert bloom.probe(words, high, low).all()
-    assert bloom.probe(words, *digests(50_000, seed=2)).mean() < 0.04
+    assert bloom.probe(words, keys_of(high, low)).all()
+    assert bloom.probe(words, keys_of(*digests(50_000, seed=2))).mean() < 0.04
 
 
 def test_table_keeps_the_last_place_of_a_repeated_digest() -> None:
@@ -114,7 +115,7 @@ def test_run_finds_digests_that_share_their_first_half() -> None:
     given = Columns(*(np.array(one, np.uint64) for one in ([5, 5, 5, 2**64 - 1], [1, 2, 3, 4], [10, 20, 30, 40])))
     run = in_memory(Span(1, 1), Covered(1, 1, 1), given)
 
-    found = run.find(np.array([5, 5, 2**64 - 1, 5], np.uint64), np.array([3, 1, 4, 9], np.uint64))
+    found = run.find(keys_of(np.array([5, 5, 2**64 - 1, 5], np.uint64), np.array([3, 1, 4, 9], np.uint64)))
 
     assert found.tolist() == [30, 10, 40, 0]
 
