@@ -21,11 +21,15 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
+GC_THRESHOLDS = (50_000, 50, 100)
+"""Records come and go by the thousand and form no cycles: looking for some after every 700 costs a tenth of the CPU."""
+
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a command on an event loop of its own and return what it returns."""
+    gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)
 

@@ -7,7 +7,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from deploy.local.kafka import LocalKafka
-from ingest import commands
+from ingest.commands import topics as commands
 from ingest.commands.topics import manage_topics
 from ingest.contract.topics import TopicSpec, differences, wanted_topics
 from ingest.runtime.errors import FoundError, ServiceAwayError, UsageError
