@@ -82,7 +82,9 @@ def _told(seed: int, where: dict[str, Any], books: Books) -> str:
         ("rows in the database", f"{found['rows']:,}"),
         *((name, f"**{found[name]:,}**") for name in ("lost", "wrong", "repeated", "pending")),
         ("reports unaccounted for, most of so many looks", f"{books.unaccounted_most:.0f}, {books.looks:,}"),
-        ("processes that ended by themselves", len(books.ended)),
+        ("processes that SIGTERM met before they had begun", books.before_begun),
+        ("tracebacks in logs", books.tracebacks or 0),
+        ("processes that ended by themselves or wrongly", len(books.ended)),
         ("gave up waiting for Kafka at their start, as they may", books.gave_up),
     ]
     parts = [

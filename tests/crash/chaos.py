@@ -59,6 +59,8 @@ class Books:
         faults: number by kind and target.
         ended: processes that ended though nothing was done to them, or not as they should.
         gave_up: processes that ended with status 3 while Kafka was away at their start, as they may.
+        before_begun: processes that SIGTERM met while Python was still starting them: nothing is installed then.
+        tracebacks: number in the log of each process that has any.
         unaccounted_most: the greatest distance of the receiver's accounts from balance, at any look.
         looks: at the receiver's accounts.
         sent: summaries of the waves.
@@ -70,6 +72,8 @@ class Books:
     faults: dict[str, int] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
     gave_up: int = 0
+    before_begun: int = 0
+    tracebacks: dict[str, int] = field(default_factory=dict)
     unaccounted_most: float = 0.0
     looks: int = 0
     sent: list[dict[str, Any]] = field(default_factory=list)
@@ -111,6 +115,7 @@ class Chaos:
         self._held: dict[str, tuple[Fault, float]] = {}
         self._restart_at: dict[str, float] = {}
         self._node = 1
+        self._begun: set[str] = set()
         self._kafka_back_at = 0.0
         self._look_at = 0.0
         self._waves: list[Wave] = []
@@ -144,6 +149,9 @@ class Chaos:
         self.books.found = audited(self._product, truth, patience_s=settle_s)
         self.books.pending_at_end = self._product.metric(RECEIVER, PENDING)
         self._look()
+        for name in self._product.commands:
+            if found := self._product.log(name).read_text().count("Traceback (most recent call last)"):
+                self.books.tracebacks[name] = found
         self.books.seconds = time.monotonic() - self._began
         return self.books
 
@@ -196,6 +204,9 @@ class Chaos:
             case Kind.KILL_WORKER:
                 self._kill_worker()
             case Kind.TERMINATE:
+                self._begun.discard(fault.target)
+                if self._product.asked(fault.target, "/livez") is not None:
+                    self._begun.add(fault.target)
                 self._product.ask_to_end(fault.target)
             case Kind.FREEZE:
                 self._product.freeze(fault.target)
@@ -226,9 +237,17 @@ class Chaos:
             elif fault.kind is Kind.FREEZE:
                 self._product.thaw(target)
             elif fault.kind is not Kind.KILL_WORKER:
-                if fault.kind is Kind.TERMINATE and self._product.status(target) != 0:
-                    self._book(f"{target} ended with status {self._product.status(target)} after SIGTERM")
+                if fault.kind is Kind.TERMINATE:
+                    self._check_end(target)
                 self._product.launch(target)
+
+    def _check_end(self, target: str) -> None:
+        """After SIGTERM the status is 0, unless the process had not come to its first line yet."""
+        status = self._product.status(target)
+        if status == -signal.SIGTERM and target not in self._begun:
+            self.books.before_begun += 1
+        elif status != 0:
+            self._book(f"{target} ended with status {status} after SIGTERM")
 
     def _undo_broker(self, fault: Fault) -> None:
         assert self._broker is not None
