@@ -14,10 +14,10 @@ from typing import Final
 
 import pytest
 
+from deploy.local import containers
 from deploy.local.kafka import LocalKafka
 from deploy.local.postgres import LocalPostgres
 from deploy.local.processes import LocalServiceError
-from tests import containers
 
 CLUSTER_NODES: Final = 3
 

@@ -22,8 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deploy.local import containers
+from deploy.local.kafka import class_path, java_program
 from deploy.local.processes import LocalServiceError
-from deploy.local.stack import ASSEMBLERS, DEMO_FOLDER, RECEIVER, REPOSITORY, Stack, down, where_to_look
+from deploy.local.stack import ASSEMBLERS, DEMO_FOLDER, RECEIVER, REPOSITORY, KafkaService, Stack, down, where_to_look
 
 EXAMPLE: Final = REPOSITORY / "tests" / "data" / "batch_example.json"
 EXAMPLE_MESSAGES: Final = (
@@ -200,6 +202,24 @@ class Demo:
         return table
 
 
+def kafka_to_use(*, keep: bool) -> KafkaService | None:
+    """None for a node of the stack's own; one in a container where that is all that can be had.
+
+    Raises:
+        LocalServiceError: neither can be had, or a container cannot be kept.
+    """
+    try:
+        java_program()
+        class_path()
+    except LocalServiceError:
+        if not containers.engine_answers():
+            raise
+        if keep:
+            raise LocalServiceError("without Java and Maven nothing is kept; use `docker compose up`") from None
+        return containers.ContainerKafka()
+    return None
+
+
 def main() -> int:
     """Run the demo and return its exit status."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
@@ -212,7 +232,10 @@ def main() -> int:
     stack = None
     good = False
     try:
-        stack = Stack(DEMO_FOLDER, detached=options.keep, settings={"DLR_REASSEMBLY_TIMEOUT_S": str(TIMEOUT_S)})
+        kafka = kafka_to_use(keep=options.keep)
+        stack = Stack(
+            DEMO_FOLDER, detached=options.keep, kafka=kafka, settings={"DLR_REASSEMBLY_TIMEOUT_S": str(TIMEOUT_S)}
+        )
         good = Demo(stack, console, options.messages).run()
     except LocalServiceError as error:
         console.print(f"error: {error}", style="red", markup=False)

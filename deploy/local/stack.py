@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from deploy.local.kafka import LocalKafka, stop_detached
 from deploy.local.processes import LocalServiceError, Service
@@ -24,6 +24,23 @@ HTTP_PORT: Final = 8080
 KAFKA_HEAP_MIB: Final = 512
 
 
+class KafkaService(Protocol):
+    """The Kafka of a stack: `LocalKafka`, or one in a container."""
+
+    @property
+    def bootstrap(self) -> str:
+        """What clients are given, once it was started."""
+        ...
+
+    def start(self) -> str:
+        """Start it and return `bootstrap`."""
+        ...
+
+    def stop(self) -> None:
+        """End it; twice is harmless."""
+        ...
+
+
 class Stack(Product):
     """All processes of one stack and their Kafka, in one folder; methods block until what they say is true."""
 
@@ -32,7 +49,7 @@ class Stack(Product):
         folder: Path,
         *,
         detached: bool,
-        kafka: LocalKafka | None = None,
+        kafka: KafkaService | None = None,
         kafka_port: int | None = None,
         http_port: int | None = None,
         commands: Mapping[str, tuple[str, ...]] = COMMANDS,
@@ -51,7 +68,7 @@ class Stack(Product):
         """
         super().__init__(folder, "", detached=detached, http_port=http_port, commands=commands, settings=settings)
         ports = () if kafka_port is None else (kafka_port,)
-        self.kafka = kafka or LocalKafka(
+        self.kafka: KafkaService = kafka or LocalKafka(
             folder=folder / "kafka", ports=ports, heap_mib=KAFKA_HEAP_MIB, throughput=True, detached=detached
         )
 

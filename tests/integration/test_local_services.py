@@ -18,11 +18,10 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from deploy.local import kafka, postgres
+from deploy.local import containers, kafka, postgres
 from deploy.local.kafka import LocalKafka
 from deploy.local.postgres import LocalPostgres
 from deploy.local.processes import LocalServiceError, PortLease, Service
-from tests import containers
 
 END_S: Final = 30
 STARTER: Final = """

@@ -18,7 +18,7 @@ from testcontainers.core.container import DockerContainer
 
 from deploy.local.processes import LocalServiceError, PortLease, answer
 
-__all__ = ["DockerException", "engine_answers", "kafka", "postgres"]
+__all__ = ["ContainerKafka", "DockerException", "engine_answers", "kafka", "postgres"]
 
 KAFKA_IMAGE: Final = "apache/kafka:4.3.1"
 POSTGRES_IMAGE: Final = "postgres:17.5"
@@ -78,6 +78,30 @@ def kafka() -> Iterator[str]:
         stack.enter_context(container)
         _await_answer(ask, KAFKA_IMAGE)
         yield address
+
+
+class ContainerKafka:
+    """One node in a container, where a stack would otherwise run one of its own; it ends with this process."""
+
+    def __init__(self) -> None:
+        self._running = contextlib.ExitStack()
+        self.bootstrap = ""
+
+    def start(self) -> str:
+        """Run it and return `bootstrap`.
+
+        Raises:
+            LocalServiceError: it cannot be had.
+        """
+        try:
+            self.bootstrap = self._running.enter_context(kafka())
+        except DockerException as error:
+            raise LocalServiceError(f"Kafka cannot be run in a container: {error}") from error
+        return self.bootstrap
+
+    def stop(self) -> None:
+        """End it; twice is harmless."""
+        self._running.close()
 
 
 @contextlib.contextmanager
