@@ -78,7 +78,7 @@ async def _answer(reader: asyncio.StreamReader) -> bytes:
 
 
 async def send(host: str, port: int, requests: list[bytes], connections: int, rate: float) -> dict[str, object]:
-    """Send everything and say how it went: latencies in milliseconds, the beginning on the machine's monotonic clock."""
+    """Send everything and say how it went: latencies in milliseconds, `began` on the machine's monotonic clock."""
     load = Load(requests, rate)
     async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
         for _ in range(connections):
