@@ -28,7 +28,7 @@ from consumers.ledger.journal import Places, Words
 from consumers.ledger.table import Columns
 from ingest.runtime.files import FileSystem
 
-MERGE_STEP = 1 << 20
+MERGE_STEP = 1 << 18
 """About how many digests a merge holds in memory at once."""
 
 _VERSION = 1

@@ -2,8 +2,8 @@
 
 Cycles of new messages, every third of them written again 50 cycles later, go through lookup, encode and apply as in
 the engine; then absent and present digests are looked up, the ledger is closed and opened (the runs are used), opened
-without its runs (the journal is read), and restored from the changelog. Prints the cost of each entry, the longest call,
-and the memory that no file backs.
+without its runs (the journal is read), and restored from the changelog. Prints the cost of each entry, the longest
+call, and the memory that no file backs.
 """
 
 import argparse
