@@ -268,6 +268,10 @@ class Child:
         async with asyncio.timeout(PATIENCE_S):
             return await self._process.wait()
 
+    def lines(self) -> list[dict[str, Any]]:
+        """What it has logged as JSON."""
+        return [json.loads(line) for line in self.said().splitlines() if line.startswith("{") and line.endswith("}")]
+
     def said(self) -> str:
         """All that it has printed."""
         return self._log.read_text()
