@@ -131,6 +131,7 @@ class Chaos:
             RuntimeError: load or audit could not be done.
             LocalServiceError: a process did not come back.
         """
+        self._began = time.monotonic()
         try:
             self._wait(until=self._loaded)
             for fault in faults:
