@@ -11,7 +11,7 @@ from typing import Final, Self
 
 import psutil
 
-SAMPLE_S: Final = 0.2
+SAMPLE_S: Final = 1.0
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from tests.bench.bodies import Traffic
 from tests.bench.meter import Meter, Reading
 from tests.traffic import audited, problems
 
-POLL_S: Final = 0.1
+POLL_S: Final = 0.2
 STAGE_TIMEOUT_S: Final = 900.0
 AUDIT_PATIENCE_S: Final = 60.0
 MILLION: Final = 1_000_000
