@@ -27,10 +27,10 @@ from consumers.settings import AssembleSettings
 from ingest.contract.topics import changelog_spec, changelog_topic, transactional_id
 from ingest.runtime.admin import AdminServer, Health
 from ingest.runtime.clock import SystemClock
-from ingest.runtime.errors import ServiceAwayError
+from ingest.runtime.errors import CommandError, ServiceAwayError, UsageError
 from ingest.runtime.kafka import TopicAdmin, client_options
 from ingest.runtime.metrics import exposition
-from ingest.runtime.supervise import stop_event_on_signals
+from ingest.runtime.supervise import exit_within, stop_event_on_signals
 
 RESTORES_MAX = 4
 """Partitions that restore at the same time: each holds some megabytes of changelog in memory."""
@@ -55,7 +55,12 @@ async def assemble(settings: AssembleSettings, make_store: MakeStore, *, accept_
     """Assemble until SIGTERM or SIGINT; SIGHUP resumes paused partitions. Raises what `serve` does."""
     stop, resume = stop_event_on_signals(settings.shutdown_grace_s), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, resume.set)
-    await serve(settings, make_store, stop=stop, resume=resume, accept_loss=accept_loss)
+    try:
+        await serve(settings, make_store, stop=stop, resume=resume, accept_loss=accept_loss)
+    except CommandError as error:
+        # What is left of clients whose broker is away must not hold the end up.
+        exit_within(settings.shutdown_grace_s, error.status)
+        raise
 
 
 async def serve(
@@ -167,6 +172,11 @@ class _Shop:
 
     def worker(self, partition: int, reports: Reports, owned: Callable[[], int]) -> PartitionWorker:
         settings, shapes = self._settings, self._shapes
+        if partition >= shapes.reports:
+            raise UsageError(
+                f"{settings.reports_topic} was given further partitions while its assemblers ran: keys have moved, and "
+                f"the memory of this group fits {shapes.reports} partitions only; start a new group with DLR_GROUP_ID"
+            )
         rules = Rules(
             reports_topic=settings.reports_topic,
             partition=partition,

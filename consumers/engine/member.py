@@ -148,10 +148,13 @@ class _Session:
         self._joined = True
         self._tell_joined()
         _log.info("partitions assigned", partitions=sorted(partitions))
-        for partition in sorted(partitions):
-            worker = self._make_worker(partition, self._consumer, lambda: len(self._workers))
-            self._workers[partition] = worker
-            worker.start(self._ended)
+        try:
+            for partition in sorted(partitions):
+                worker = self._make_worker(partition, self._consumer, lambda: len(self._workers))
+                self._workers[partition] = worker
+                worker.start(self._ended)
+        except Exception as error:  # noqa: BLE001 - the client logs what a callback raises and goes on without it
+            self._fail(error)
 
     async def _revoked(self, partitions: set[int]) -> None:
         self._joined = False
@@ -166,7 +169,11 @@ class _Session:
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """A worker that ends by itself ends the session."""
         error = None if task.cancelled() else task.exception()
-        if error is not None and not self._failure.done():
+        if error is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._failure.done():
             self._failure.set_exception(error)
 
     async def _leave(self) -> None:
