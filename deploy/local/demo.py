@@ -37,7 +37,7 @@ ACCEPTED: Final = b'{"returnCode":0,"returnCodeDesc":"Success"}'
 MESSAGES: Final = 77_000
 """About 200,000 reports."""
 REPORTS_ABOUT: Final = 200_000
-RATE: Final = 20_000
+RATE: Final = 12_000
 TIMEOUT_S: Final = 20
 """Of the reassembly in the demo, so that incomplete messages show while one watches."""
 KILL_RECEIVER_AT: Final = 0.3

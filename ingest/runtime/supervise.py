@@ -8,6 +8,7 @@ is on disk or in Kafka, or a crash would lose it too.
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sys
 import threading
@@ -24,14 +25,25 @@ log = structlog.get_logger(__name__)
 GC_THRESHOLDS = (50_000, 50, 100)
 """Records come and go by the thousand and form no cycles: looking for some after every 700 costs a tenth of the CPU."""
 
+DESCRIPTORS_WANTED = 65_536
+
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a command on an event loop of its own and return what it returns."""
     gc.set_threshold(*GC_THRESHOLDS)
+    _allow_descriptors()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)
+
+
+def _allow_descriptors() -> None:
+    """Raise the soft limit of open files as far as it may go: connections and mapped files need more than 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(DESCRIPTORS_WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def exit_within(seconds: float, status: int, *, leave: Callable[[int], None] = os._exit) -> threading.Timer:

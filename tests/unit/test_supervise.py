@@ -82,3 +82,22 @@ def test_a_process_that_cannot_end_is_ended(hang: str) -> None:
         process.terminate()
 
         assert process.wait(30) == 5
+
+
+LIMITED = """
+import asyncio, resource
+from ingest.runtime.supervise import run
+
+async def main():
+    return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 2000))
+print(*run(main()))
+"""
+
+
+def test_a_command_may_open_as_many_files_as_the_machine_allows() -> None:
+    """The soft limit of a login shell is too low for thousands of connections."""
+    done = subprocess.run([sys.executable, "-c", LIMITED], check=True, capture_output=True, text=True)
+
+    assert done.stdout.split() == ["2000", "2000"]
