@@ -36,12 +36,11 @@ class FaultyProducer(AIOKafkaProducer):  # type: ignore[misc]
         await super().send_offsets_to_transaction(offsets, group_id)
 
     async def send_batch(self, batch: Any, topic: str, *, partition: int) -> Any:  # noqa: D102
-        future = await super().send_batch(batch, topic, partition=partition)
         if self._strikes("batch fails"):
             failed = self._loop.create_future()
             failed.set_exception(KafkaConnectionError("the batch was not written"))
             return failed
-        return future
+        return await super().send_batch(batch, topic, partition=partition)
 
     async def start(self) -> None:  # noqa: D102
         if self._strikes("start fails"):
