@@ -40,7 +40,8 @@ def told(where: Mapping[str, Any], traffic: Traffic, rounds: Sequence[Round]) ->
 
     def spread(stage: str, name: str) -> str:
         values = [each[stage][name] for each in rounds]
-        return f"{middle[stage][name]:,}" + (f" ({min(values):,} - {max(values):,})" if len(values) > 1 else "")
+        around = f" ({_short(min(values))} - {_short(max(values))})" if len(values) > 1 else ""
+        return _short(middle[stage][name]) + around
 
     def row(stage: str, *names: str) -> list[str]:
         return [stage, *(spread(stage, name) for name in names)]
@@ -73,3 +74,8 @@ def told(where: Mapping[str, Any], traffic: Traffic, rounds: Sequence[Round]) ->
         measurement.table(["where", "bytes"], [[name, f"{size / traffic.reports:,.1f}"] for name, size in sizes]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _short(value: float) -> str:
+    """A figure without digits that mean nothing."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
