@@ -224,7 +224,7 @@ class PartitionWorker:
     async def _work(self, ledger: Ledger) -> None:
         clock = self._tools.clock
         while not self._stopping:
-            await asyncio.sleep(max(0.0, self._next_cycle_at_s - clock.monotonic()))
+            await clock.sleep(max(0.0, self._next_cycle_at_s - clock.monotonic()))
             records = self._carry[: self._records_max]
             self._carry = self._carry[self._records_max :]
             if not records:

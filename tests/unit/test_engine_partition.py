@@ -1,0 +1,339 @@
+"""The life of one partition: what it does with time, revocation, refusals and doubts, without any broker."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from consumers.engine.clock import Watermark
+from consumers.engine.cycle import Rules
+from consumers.engine.partition import Pace, PartitionWorker, Phase, Tools
+from consumers.engine.routing import Outlet, Routing
+from consumers.engine.transaction import DoubtError, FencedError, RefusedError, Send
+from tests.assembling import a_report
+from tests.fakes.ledgers import MemoryLedger
+from tests.unit.test_engine_assignment import Log
+from tests.unit.test_engine_cycle import NOW_MS, Given, given
+
+IDLE_CYCLE_MS = 60_000
+
+
+class Time:
+    """A clock that moves only when somebody sleeps, or a poll finds nothing."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def wall_ms(self) -> int:
+        """Moves with the other one."""
+        return NOW_MS + int(self.now_s * 1000)
+
+    def monotonic(self) -> float:
+        """Seconds."""
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        """Over at once."""
+        self.now_s += seconds
+        await asyncio.sleep(0)
+
+
+class World:
+    """A partition's input, changelog and transactions in memory, and the worker that is tested."""
+
+    def __init__(self, records: Sequence[Given] = (), *, partitions: int = 1) -> None:
+        self.time = Time()
+        self.records = list(records)
+        self.position = 0
+        self.paused = True
+        self.polls: list[int] = []
+        self.idle_polls_max = 10_000
+        self.ledger = MemoryLedger()
+        self.log: list[tuple[int, bytes]] = []
+        self.commits: list[tuple[list[Send], int]] = []
+        self.faults: dict[int, BaseException] = {}
+        self.tries = 0
+        self.settled = 0
+        self.gate: asyncio.Event | None = None
+        self.committing = asyncio.Event()
+        self.ended: list[BaseException | None] = []
+        rules = Rules(
+            reports_topic="reports", partition=0, partitions=partitions, timeout_ms=10_000, late_window_ms=10_000
+        )
+        outlet = Outlet(topic="results", partitions=1)
+        routing = Routing(
+            results=outlet, dead_letters=Outlet(topic="dead", partitions=3), partition=0, partitions=partitions
+        )
+        tools = Tools(
+            reports=self,
+            store=SimpleNamespace(open=lambda _: self.ledger),
+            changelog=self._changelog,
+            restores=asyncio.Semaphore(1),
+            owned=lambda: 1,
+            clock=self.time,
+            accept_loss=False,
+        )
+        pace = Pace(commit_interval_s=0.2, idle_cycle_ms=IDLE_CYCLE_MS)
+        self.worker = PartitionWorker(rules, routing, pace, tools, self)  # type: ignore[arg-type]
+
+    # What the consumer does.
+
+    async def poll(self, partition: int, *, timeout_s: float, records_max: int) -> Sequence[Given]:
+        """What stands at the position; nothing costs the whole wait."""
+        await asyncio.sleep(0)
+        found = [] if self.paused else self.records[self.position : self.position + records_max]
+        self.position += len(found)
+        self.polls.append(len(found))
+        if not found:
+            self.time.now_s += timeout_s
+            self.idle_polls_max -= 1
+            if self.idle_polls_max <= partition:
+                await asyncio.Event().wait()
+        return found
+
+    async def watermark(self, partition: int) -> Watermark:
+        """Always answered just now."""
+        assert partition == 0
+        return Watermark(position=self.position, high=len(self.records), answered_ms=self.time.wall_ms())
+
+    async def committed(self, partition: int) -> int | None:
+        """The group's offset follows the transactions."""
+        assert partition == 0
+        return self.commits[-1][1] if self.commits else None
+
+    async def bounds(self, partition: int) -> tuple[int, int]:
+        """All of it."""
+        return partition, len(self.records)
+
+    def pause(self, partition: int) -> None:
+        """Hand out nothing."""
+        assert partition == 0
+        self.paused = True
+
+    def resume_at(self, partition: int, offset: int) -> None:
+        """Hand out from there."""
+        self.paused = bool(partition)
+        self.position = offset
+
+    # What the transactions do.
+
+    async def settle(self) -> None:
+        """A new producer."""
+        self.settled += 1
+
+    async def commit(self, sends: Sequence[Send], changelog: Sequence[bytes], next_offset: int) -> list[int]:
+        """Commit, or fail as told: a doubt after the fact is one whose cycle has happened."""
+        self.tries += 1
+        self.committing.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        fault = self.faults.get(self.tries)
+        if fault is not None and "after" not in str(fault):
+            raise fault
+        self.commits.append((list(sends), next_offset))
+        first = self.log[-1][0] + 2 if self.log else 0
+        offsets = [first + index for index in range(len(changelog))]
+        self.log += zip(offsets, changelog, strict=True)
+        if fault is not None:
+            raise fault
+        return offsets
+
+    def let_go(self) -> None:
+        """Nothing to do."""
+
+    # What the test does.
+
+    @contextlib.asynccontextmanager
+    async def _changelog(self, partition: int) -> AsyncIterator[Log]:
+        assert partition == 0
+        yield Log(self.log)
+
+    @contextlib.asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """The worker at work, stopped at the end."""
+        self.worker.start(lambda task: self.ended.append(None if task.cancelled() else task.exception()))
+        try:
+            yield
+        finally:
+            await self.worker.stop(1)
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        """Let the worker go on until something holds."""
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110 - the worker goes on in steps of the loop
+                await asyncio.sleep(0)
+
+    def results(self) -> list[bytes | None]:
+        """Keys of all results, in order."""
+        return [
+            record.key
+            for sends, _ in self.commits
+            for send in sends
+            if send.topic == "results"
+            for record in send.records
+        ]
+
+    def letters(self) -> list[bytes | None]:
+        """Keys of all dead letters, in order."""
+        return [
+            record.key for sends, _ in self.commits for send in sends if send.topic == "dead" for record in send.records
+        ]
+
+
+def some(count: int) -> list[Given]:
+    """Records of so many messages."""
+    return given(*(a_report(f"m{number}") for number in range(count)))
+
+
+def keys(count: int) -> list[bytes]:
+    """Their keys."""
+    return [b"m%d" % number for number in range(count)]
+
+
+async def test_an_idle_partition_keeps_its_position_alive() -> None:
+    """Once in a while it writes a cycle of nothing but its position, so that the changelog never ages past it."""
+    world = World(some(3))
+
+    async with world.working():
+        await world.until(lambda: world.time.now_s > 3.5 * IDLE_CYCLE_MS / 1000)
+
+    assert world.results() == keys(3)
+    assert len(world.commits) == 4
+    assert [next_offset for _, next_offset in world.commits] == [3, 3, 3, 3]
+
+
+async def test_a_partition_that_never_had_a_cycle_writes_none() -> None:
+    """An empty new partition is silent."""
+    world = World()
+
+    async with world.working():
+        await world.until(lambda: world.time.now_s > 2 * IDLE_CYCLE_MS / 1000)
+
+    assert world.commits == []
+
+
+async def test_caught_up_cycles_keep_their_interval() -> None:
+    """Many small arrivals are not as many transactions."""
+    world = World(some(1))
+    world.idle_polls_max = 1
+
+    async with world.working():
+        await world.until(lambda: len(world.commits) == 1)
+        began_s = world.time.now_s
+        world.records += given(a_report("later"), first=1)
+        await world.until(lambda: len(world.commits) == 2)
+
+    assert world.time.now_s - began_s == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_doubtful_cycle_is_in_the_changelog_once(when: str) -> None:
+    """Whether it happened before the doubt or not, the partition goes on right behind it."""
+    world = World(some(9000))
+    world.faults = {2: DoubtError(when)}
+
+    async with world.working():
+        await world.until(lambda: world.commits and world.commits[-1][1] == 9000)
+
+    assert world.results() == keys(9000)
+    assert world.settled == 2
+
+
+async def test_a_ledger_that_fails_after_the_commit_is_read_up() -> None:
+    """The cycle has happened; the changelog gives it back."""
+    world = World(some(9000))
+    apply, failures = world.ledger.apply, [OSError("no space")]
+
+    def failing(records: Sequence[tuple[int, bytes]]) -> int:
+        if failures and world.tries == 2:
+            raise failures.pop()
+        return apply(records)
+
+    world.ledger.apply = failing  # type: ignore[method-assign]
+
+    async with world.working():
+        await world.until(lambda: world.commits and world.commits[-1][1] == 9000)
+
+    assert failures == []
+    assert world.results() == keys(9000)
+
+
+async def test_the_record_that_kafka_refuses_is_found() -> None:
+    """The cycle is halved until it stands alone, becomes a dead letter, and the others go through."""
+    world = World(some(500))
+    plain = world.commit
+
+    async def picky(sends: Sequence[Send], changelog: Sequence[bytes], next_offset: int) -> list[int]:
+        if any(record.key == b"m333" for send in sends if send.topic == "results" for record in send.records):
+            raise RefusedError
+        return await plain(sends, changelog, next_offset)
+
+    world.commit = picky  # type: ignore[method-assign]
+
+    async with world.working():
+        await world.until(lambda: world.commits and world.commits[-1][1] == 500)
+
+    assert world.letters() == [b"m333"]
+    assert world.results() == [key for key in keys(500) if key != b"m333"]
+
+
+async def test_what_cannot_even_be_a_dead_letter_waits_for_an_operator() -> None:
+    """Refused as a result and as a dead letter: the partition stands, and goes on when it is resumed."""
+    world = World(some(1))
+    world.faults = {1: RefusedError("result"), 2: RefusedError("dead letter")}
+
+    async with world.working():
+        await world.until(lambda: world.worker.phase is Phase.PAUSED)
+        assert world.commits == []
+        world.worker.resume()
+        await world.until(lambda: world.commits)
+
+    assert world.letters() == [b"m0"]
+
+
+async def test_a_fenced_partition_ends() -> None:
+    """It does not begin again by itself: only a new assignment may."""
+    world = World(some(1))
+    world.faults = {1: FencedError("taken over")}
+
+    async with world.working():
+        await world.until(lambda: world.ended)
+
+    assert isinstance(world.ended[0], FencedError)
+    assert world.settled == 1
+    assert world.ledger.closed
+
+
+async def test_a_commit_under_way_may_end_when_the_partition_is_revoked() -> None:
+    """The group waits for it a little; afterwards the ledger is closed, with the cycle in it."""
+    world = World(some(5))
+    world.gate = asyncio.Event()
+
+    async with world.working():
+        await world.committing.wait()
+        stopping = asyncio.create_task(world.worker.stop(5))
+        await asyncio.sleep(0)
+        world.gate.set()
+        await stopping
+
+    assert world.results() == keys(5)
+    assert world.ledger.closed
+    assert world.ledger.position is not None
+    assert world.ledger.position.next_offset == 5
+
+
+async def test_a_commit_that_takes_too_long_is_dropped_when_the_partition_is_revoked() -> None:
+    """The next owner settles it; we are gone."""
+    world = World(some(5))
+    world.gate = asyncio.Event()
+
+    async with world.working():
+        await world.committing.wait()
+        await world.worker.stop(0.01)
+
+    assert world.commits == []
+    assert world.ledger.closed
+    assert world.ledger.position is None
