@@ -9,14 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
+import structlog
 
 from ingest.runtime.files import FileSystem, Lock
 from ingest.runtime.logfile import Damage
 from ingest.spool.base import SpoolFormatError, SpoolFullError, VolatileSpoolError
+from ingest.spool.cursor import is_cursor
+
+_log = structlog.get_logger(__name__)
 
 QUARANTINE = "quarantine"
 LOCK_NAME = "lock"
 
+_NAME = re.compile(r"\d{13}-[0-9a-f]{8}")
 _LOG_NAME = re.compile(r"(\d{20})-([0-9a-f]{8})\.v(\d+)\.log")
 _FORMAT = 1
 
@@ -124,10 +129,18 @@ class Folder:
         return True
 
     def remove(self) -> None:
-        """Remove a folder of which nothing is needed any more, then let it go."""
+        """Remove a folder of which nothing is needed any more, then let it go.
+
+        Only a lock and cursors are removed with it. A folder that holds anything else stays as it is: what we did not
+        write, or did not read, is not ours to delete.
+        """
         try:
+            names = self.fs.listdir(self.path)
+            if foreign := [name for name in names if name != LOCK_NAME and not is_cursor(name)]:
+                _log.warning("spool folder not removed, it holds other files", folder=self.name, files=foreign[:5])
+                return
             # The lock goes last: whoever sees the folder until then sees it held.
-            for name in sorted(self.fs.listdir(self.path), key=LOCK_NAME.__eq__):
+            for name in sorted(names, key=LOCK_NAME.__eq__):
                 self.fs.unlink(self.path / name)
             self.fs.rmdir(self.path)
             self.fs.sync_dir(self.root)
@@ -182,14 +195,14 @@ def check_device(fs: FileSystem, root: Path) -> None:
 
 
 def folders(fs: FileSystem, root: Path) -> list[Path]:
-    """The spool folders under a root, oldest first, whoever holds them."""
-    names = [name for name in _names(fs, root) if not name.startswith(".") and name != QUARANTINE]
-    return [root / name for name in names if fs.is_dir(root / name)]
+    """The spool folders under a root, oldest first, whoever holds them. Other folders there are nobody's business."""
+    return [root / name for name in _names(fs, root) if _NAME.fullmatch(name) and fs.is_dir(root / name)]
 
 
 def hidden_folders(fs: FileSystem, root: Path) -> list[Path]:
     """Folders that were being made, or were left so by a crash."""
-    return [root / name for name in _names(fs, root) if name.startswith(".") and fs.is_dir(root / name)]
+    hidden = [name for name in _names(fs, root) if name.startswith(".") and _NAME.fullmatch(name[1:])]
+    return [root / name for name in hidden if fs.is_dir(root / name)]
 
 
 def lock_folder(fs: FileSystem, path: Path, note: bytes) -> Folder | None:

@@ -20,7 +20,7 @@ from ingest.spool.backlog import BacklogLimits, DiskBacklog
 from ingest.spool.base import SpoolBrokenError, SpoolFormatError, SpoolFullError, VolatileSpoolError
 from ingest.spool.cursor import Cursor
 from ingest.spool.disk import DiskSpool, SpoolOptions, adopt_free, open_spool
-from ingest.spool.folder import Budget, check_device, folders
+from ingest.spool.folder import Budget, check_device, folders, make_folders
 from ingest.spool.record import decode_push, encode_tag
 from tests.fakes.files import FaultyFileSystem, ModelFileSystem, PowerCutError
 
@@ -424,6 +424,35 @@ async def test_folders_left_half_made_are_swept(fs: FaultyFileSystem, opener: Op
     await opener.adopt(Accounts())
 
     assert [name for name in fs.inner.listdir(ROOT) if fs.inner.is_dir(ROOT / name)] == []
+
+
+FOREIGN = ["lost+found", ".ssh", "docs", "1800000000000", "1800000000000-0000000g", ".1800000000000-00000000.bak"]
+
+
+async def test_folders_of_others_are_left_alone(fs: FaultyFileSystem, opener: Opener) -> None:
+    """Whatever else stands under the root is neither opened, nor counted, nor swept: only our own names are ours."""
+    make_folders(fs.inner, ROOT)
+    for name in FOREIGN:
+        fs.inner.mkdir(ROOT / name)
+        fs.inner.create(ROOT / name / "00000000000000000001-00000000.v1.log").pwrite([b"x" * 100], 0)
+
+    spool = await opener.spool()
+    await opener.adopt(Accounts())
+
+    assert spool.name not in FOREIGN
+    assert all(fs.inner.listdir(ROOT / name) == ["00000000000000000001-00000000.v1.log"] for name in FOREIGN)
+    assert Budget(fs, ROOT, 0).used_bytes() == sum(fs.inner.size_of(path) for path in logs(fs, spool))
+
+
+@pytest.mark.parametrize("name", ["1800000000000-00000000", ".1800000000000-00000000"])
+async def test_files_of_others_are_not_deleted(fs: FaultyFileSystem, opener: Opener, name: str) -> None:
+    """A folder with our name that holds a file which is not ours stays, and so do all the files in it."""
+    make_folders(fs.inner, ROOT)
+    fs.inner.mkdir(ROOT / name)
+    fs.inner.create(ROOT / name / "notes.txt")
+
+    assert await opener.adopt(Accounts()) == []
+    assert "notes.txt" in fs.inner.listdir(ROOT / name)
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "nfs4", "cifs", "fuse.sshfs"])
