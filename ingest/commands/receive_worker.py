@@ -6,7 +6,6 @@ settings come by the channel.
 
 import asyncio
 import contextlib
-import errno
 import logging
 import math
 import signal
@@ -18,7 +17,7 @@ from typing import Any, Final
 import structlog
 from prometheus_client import REGISTRY, values
 
-from ingest.contract.push import Push
+from ingest.commands.worker_spool import LateSpool
 from ingest.forward.courier import Courier, ForwardTopics
 from ingest.forward.direct import KafkaPublisher
 from ingest.forward.kafka import KafkaLink
@@ -29,16 +28,14 @@ from ingest.receiver.channel import HEARTBEAT_S, Channel, State
 from ingest.receiver.durable import AckMode, InSpool, durable_path
 from ingest.receiver.statistics import ReceiverMetrics, SpoolFigures, SpoolGauges
 from ingest.runtime import logs
-from ingest.runtime.backoff import Backoff
 from ingest.runtime.clock import SystemClock
-from ingest.runtime.errors import CommandError, UsageError
+from ingest.runtime.errors import CommandError
 from ingest.runtime.files import RealFileSystem
 from ingest.runtime.kafka import client_options
 from ingest.runtime.supervise import exit_within, run
 from ingest.settings import ReceiveSettings
 from ingest.spool.accounts import Accounts
 from ingest.spool.backlog import DiskBacklog
-from ingest.spool.base import SpoolBrokenError, SpoolFormatError, VolatileSpoolError
 from ingest.spool.disk import DiskSpool, SpoolOptions, adopt_free, open_spool
 
 log = structlog.get_logger(__name__)
@@ -59,26 +56,12 @@ CLOSE_S: Final = 2.0
 ORPHAN_S: Final = 5.0
 """A worker without parent is gone after this, its port and its spool folder free."""
 
-REOPEN_FIRST_S: Final = 0.5
-REOPEN_MOST_S: Final = 10.0
-_PASSING: Final = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN}
+OPEN_PATIENCE_S: Final = 2.0
+"""How long the port waits for the spool. Opening one takes milliseconds; beyond, the disk hangs, and pushes go to Kafka
+or get a clear 503 meanwhile."""
 
-
-class LateSpool:
-    """A spool whose disk may fail or be full when the worker starts: broken until it can be opened."""
-
-    def __init__(self) -> None:
-        self.disk: DiskSpool | None = None
-
-    async def append(self, push: Push) -> None:
-        """See `ingest.spool.base.Spool`."""
-        if self.disk is None:
-            raise SpoolBrokenError("the spool is not open")
-        await self.disk.append(push)
-
-    def has_room(self) -> bool:
-        """See `ingest.spool.base.Spool`."""
-        return self.disk is not None and self.disk.has_room()
+LAST_S: Final = 1.0
+"""When all is done, for threads that wait for the disk."""
 
 
 class Worker:
@@ -92,7 +75,8 @@ class Worker:
         self._fs = RealFileSystem()
         self._accounts = Accounts()
         self._adopted: list[DiskBacklog] = []
-        self._spool = LateSpool()
+        self._begun = False
+        self._spool = LateSpool(self._open_disk, folder=settings.spool_dir, clock=self._clock)
         self._publisher = Publisher(KafkaLink(client_options(settings), self._clock), self._clock)
         self._courier = Courier(
             self._publisher,
@@ -129,39 +113,58 @@ class Worker:
         """Serve until the parent asks for an end or is gone; returns the exit status.
 
         Raises:
-            UsageError: the spool's folder cannot be used.
+            CommandError: the worker could not begin; an operator must act.
         """
-        spooling = self._mode is not AckMode.KAFKA
-        if spooling:
-            await self._open_spool()
-        self._port.start()
         coros: list[Coroutine[Any, Any, Any]] = [
             self._report(),
+            self._begin(),
             self._publisher.connect(self._settings.reports_topic, self._settings.dead_letters_topic),
             self._forwarder.serve_adopted(self._adopt),
         ]
-        if spooling:
+        if self._mode is not AckMode.KAFKA:
             coros.append(self._serve_spool())
         tasks = [asyncio.create_task(coro) for coro in coros]
         failure = await _failure_before(self._channel.stop, tasks)
+        status = 0 if failure is None else 1
+        exit_within(self._grace_s(), status)
+        if isinstance(failure, CommandError):
+            await self._end(tasks)
+            raise failure
         if failure is not None:
             log.error("the worker ends: a part of it failed", exc_info=failure)
-        exit_within(self._grace_s(), 0 if failure is None else 1)
         await self._leave(tasks)
-        return 0 if failure is None else 1
+        exit_within(LAST_S, status)
+        return status
+
+    async def _begin(self) -> None:
+        """Serve as soon as the spool is open, or waiting for it helps nobody."""
+        if self._mode is not AckMode.KAFKA:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(OPEN_PATIENCE_S):
+                    await self._spool.tried.wait()
+            self._spool.tried.set()
+        self._port.start()
+        self._begun = True
+        self._channel.say(self._state())
 
     async def _leave(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
         """Serve on for a moment, stop accepting, answer what is under way, publish what can be, let go of the disk."""
         end = self._clock.monotonic() + self._grace_s() - min(CLOSE_S, self._grace_s() / 4)
         self._port.announce_leaving()
         self._channel.say(self._state())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(SERVE_ON_MOST_S, self._grace_s() * SERVE_ON_SHARE)):
-                await self._channel.orphaned.wait()
+        if self._begun:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(SERVE_ON_MOST_S, self._grace_s() * SERVE_ON_SHARE)):
+                    await self._channel.orphaned.wait()
         await self._port.leave(max(0.0, end - self._clock.monotonic()) * REQUESTS_SHARE)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, end - self._clock.monotonic())):
                 await self._flush()
+        await self._end(tasks)
+
+    async def _end(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
+        """Let go of everything; what was served is done."""
+        await self._port.leave(0.0)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -189,33 +192,13 @@ class Worker:
         grace_s = self._settings.shutdown_grace_s * WORKER_SHARE
         return min(grace_s, ORPHAN_S) if self._channel.orphaned.is_set() else grace_s
 
-    async def _open_spool(self) -> None:
-        """Open the spool, or find that its disk is in a trouble that may pass.
-
-        Raises:
-            UsageError: it is in one that does not.
-        """
+    async def _open_disk(self) -> DiskSpool:
         settings = self._settings
         options = SpoolOptions(max_bytes=settings.spool_max_bytes, allow_volatile=settings.spool_allow_volatile)
-        try:
-            self._spool.disk = await open_spool(
-                settings.spool_dir, options, fs=self._fs, clock=self._clock, accounts=self._accounts
-            )
-        except VolatileSpoolError as error:
-            raise UsageError(f"{error}; DLR_SPOOL_ALLOW_VOLATILE=true takes it all the same") from None
-        except SpoolFormatError as error:
-            raise UsageError(str(error)) from None
-        except OSError as error:
-            if error.errno not in _PASSING:
-                raise UsageError(f"the spool folder {settings.spool_dir} cannot be used: {error.strerror}") from None
-            log.warning("the spool cannot be opened now", because=error.strerror)
+        return await open_spool(settings.spool_dir, options, fs=self._fs, clock=self._clock, accounts=self._accounts)
 
     async def _serve_spool(self) -> None:
-        backoff = Backoff(REOPEN_FIRST_S, REOPEN_MOST_S)
-        while self._spool.disk is None:
-            await self._clock.sleep(backoff.next())
-            await self._open_spool()
-        await self._forwarder.serve(self._spool.disk)
+        await self._forwarder.serve(await self._spool.open())
 
     async def _adopt(self) -> list[DiskBacklog]:
         self._adopted = await adopt_free(
@@ -231,7 +214,8 @@ class Worker:
 
     def _state(self) -> State:
         return State(
-            ready=not self._channel.stop.is_set() and self._durable.has_room(),
+            ready=self._begun and not self._channel.stop.is_set() and self._durable.has_room(),
+            begun=self._begun,
             detail={
                 "spool": self._spool.has_room(),
                 "kafka": self._publisher.available(),

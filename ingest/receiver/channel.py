@@ -23,11 +23,13 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         ready: it can take the smallest push.
+        begun: it serves its port; before, its states are signs of life alone.
         failed: it cannot work at all: the sentence for the operator, and `status` that of the command.
         detail: of its health, for people.
     """
 
     ready: bool
+    begun: bool = False
     failed: str = ""
     status: int = 0
     detail: dict[str, Any] = {}

@@ -87,7 +87,7 @@ class WorkerPool:
     _stopping: bool = False
 
     async def run(self, started: asyncio.Event) -> None:
-        """Start all and replace those that end, until `stop`; sets `started` once each has said how it is.
+        """Start all and replace those that end, until `stop`; sets `started` once each serves.
 
         Raises:
             UsageError: a worker could not work at all when the command started.
@@ -204,7 +204,7 @@ class WorkerPool:
 
     def _all_have_begun(self) -> bool:
         workers = self._workers.values()
-        return len(workers) == self.size and all(each.heard_at and not each.state.failed for each in workers)
+        return len(workers) == self.size and all(each.state.begun for each in workers)
 
     async def _watch(self) -> None:
         while True:

@@ -208,8 +208,10 @@ async def test_a_killed_worker_is_replaced_and_its_folder_adopted(start: Start, 
     for _ in range(5):
         assert await push(http, url) == 200
 
-    for worker in psutil.Process(command.process.pid).children():
+    workers = psutil.Process(command.process.pid).children()
+    for worker in workers:
         worker.kill()
+    await asyncio.to_thread(psutil.wait_procs, workers, 60)
     await command.said("a worker ended, another takes its place")
 
     assert await push(http, url) == 200
