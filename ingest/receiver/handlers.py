@@ -14,7 +14,7 @@ from ingest.contract.report import RejectedError
 from ingest.receiver import statuses
 from ingest.receiver.connection import BrokenFramingError
 from ingest.receiver.durable import RETRY_AFTER_S, Durable
-from ingest.receiver.parse import is_identity, is_of_type, is_plainly_chunked, target_path
+from ingest.receiver.parse import content_length, is_identity, is_of_type, is_plainly_chunked, target_path
 from ingest.receiver.reply import Reply
 from ingest.receiver.statistics import ReceiverMetrics
 from ingest.receiver.statuses import Answer, RefusedError
@@ -107,7 +107,7 @@ class CallbackHandler:
             raise RefusedError(statuses.OTHER_CODING)
         if "Transfer-Encoding" in headers and not is_plainly_chunked(headers.getall("Transfer-Encoding")):
             raise RefusedError(statuses.OTHER_CODING)
-        if int(headers.get("Content-Length", 0)) > self._limits.body_max_bytes:
+        if content_length(headers.get("Content-Length", "")) > self._limits.body_max_bytes:
             raise RefusedError(statuses.TOO_LARGE)
         return route
 

@@ -1,5 +1,6 @@
 """What the head of a request says, read as contract.md section 3 compares it. Pure functions."""
 
+import sys
 from collections.abc import Iterable
 from typing import Final
 
@@ -7,6 +8,10 @@ from ingest.contract.push import Route
 
 JSON: Final = "application/json"
 FORM: Final = "application/x-www-form-urlencoded"
+
+_LENGTH_DIGITS_MAX: Final = 19
+"""Of 2**63 - 1."""
+
 MEDIA_TYPES: Final = {Route.BATCH: JSON, Route.SINGLE: FORM}
 
 
@@ -43,3 +48,12 @@ def is_identity(codings: Iterable[str]) -> bool:
 def is_plainly_chunked(codings: Iterable[str]) -> bool:
     """Whether the values of all `Transfer-Encoding` headers name `chunked` and nothing else."""
     return all(value.strip().lower() == "chunked" for value in codings)
+
+
+def content_length(value: str) -> int:
+    """What a `Content-Length` that the HTTP parser let pass says, or more than any body has.
+
+    Leading zeros are allowed in any number, and Python converts no more than 4300 digits.
+    """
+    digits = value.strip().lstrip("0")
+    return int(digits or 0) if len(digits) <= _LENGTH_DIGITS_MAX else sys.maxsize

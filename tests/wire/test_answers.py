@@ -285,6 +285,18 @@ async def test_a_stated_length_beyond_the_limit_is_refused_before_the_body(start
     assert (response.status, response.headers["connection"]) == (413, "close")
 
 
+@pytest.mark.parametrize(
+    ("stated", "status"),
+    [("0" * 5000 + str(len(EXAMPLE)), 200), ("9" * 19, 413), ("0" * 5000 + "9" * 19, 413)],
+)
+async def test_a_length_of_many_digits_is_only_a_number(start: Start, stated: str, status: int) -> None:
+    """However it is written, it gets the answer of its value, never 500."""
+    receiver = await start()
+    request = a_request(EXAMPLE, length=-1).replace(b"Content-Length: -1", b"Content-Length: " + stated.encode())
+
+    assert (await receiver.ask(request)).status == status
+
+
 async def test_a_chunked_body_beyond_the_limit_is_refused(start: Start) -> None:
     """413 also where no length was stated, as soon as the limit is passed."""
     receiver = await start()
