@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -16,7 +17,7 @@ import structlog
 from ingest.runtime.clock import Clock
 from ingest.spool.accounts import Accounts
 from ingest.spool.base import Spooled
-from ingest.spool.folder import Folder, LogFile, save_in_quarantine
+from ingest.spool.folder import Folder, LogFile, Unsaved, save_in_quarantine
 from ingest.spool.reading import Place, read_piece
 from ingest.spool.recovery import Recovered
 
@@ -175,6 +176,9 @@ class DiskBacklog:
         """
         async with self._moving:
             settled = self._settled
+            # The cursor says that all before it is dealt with: damaged bytes are in quarantine before it passes them.
+            failure = await self._save_damage()
+            settled = self._passable(settled)
             if settled != self._durable:
                 await self._in_keeper(lambda: self._cursor.move(settled))
                 self._durable = settled
@@ -182,10 +186,11 @@ class DiskBacklog:
                 self._doomed.append(self._files.popleft())
             if self._doomed:
                 try:
-                    found = await self._in_keeper(self._delete_doomed)
+                    await self._in_keeper(self._delete_doomed)
                 finally:
                     self._after_delete()
-                self._count_damage(found)
+            if failure is not None:
+                raise failure
 
     async def close(self) -> None:
         """Stop handing out, make what is settled durable, and let the folder go. Calling it twice is harmless."""
@@ -257,12 +262,16 @@ class DiskBacklog:
             if spooled.position > self._settled:
                 self._ready.append((spooled, file))
                 self._ready_bytes += len(spooled.push.body)
-        file.unsaved += [damage for damage in piece.damaged if damage not in file.known]
+        for damage in piece.damaged:
+            if damage not in file.known:
+                file.unsaved.append(Unsaved(damage, counts=False))
+                file.damaged = True
+                self._tidy_later(self._limits.settle_delay_s)
         place.offset, place.after = piece.offset, piece.after
         if place.offset < file.end:
             return
         at = self._files.index(file)
-        if file.unsaved:
+        if file.damaged:
             self._write_off(file)
         if at + 1 < len(self._files):
             following = self._files[at + 1]
@@ -276,31 +285,46 @@ class DiskBacklog:
         pushes, reports = file.pushes - len(held), file.reports - sum(push.reports for push in held)
         if pushes:
             self._forget(file, pushes, reports, file.body_bytes - sum(len(push.body) for push in held))
+            self._tidy_later(self._limits.settle_delay_s)
             self.accounts.quarantined += reports
             _log.error("spooled pushes lost to damage", folder=self.name, file=file.path.name, pushes=pushes)
 
+    async def _save_damage(self) -> OSError | None:
+        """Copy what is damaged to quarantine, as far as it can be; says why not all of it could be."""
+        for file in list(self._files):
+            while file.unsaved:
+                unsaved = file.unsaved[0]
+                try:
+                    news = await self._in_keeper(partial(self._folder.save_damage, file, unsaved.place))
+                except OSError as error:
+                    return error
+                del file.unsaved[0]
+                self._count_damage(int(news and unsaved.counts))
+        return None
+
+    def _passable(self, position: int) -> int:
+        """How far the cursor may move towards a position: not past damage that is not in quarantine yet."""
+        for file in self._files:
+            if file.unsaved:
+                return min(position, max(file.first - 1, self._cursor.position))
+        return position
+
     def _is_done(self, file: LogFile) -> bool:
         place = self._place
-        return (
-            file.sealed and not file.pushes and file.settled <= self._durable and (not place or place.file is not file)
-        )
+        idle = place is None or place.file is not file
+        return file.sealed and not file.pushes and not file.unsaved and file.settled <= self._durable and idle
 
-    def _delete_doomed(self) -> int:
-        """Remove the log files that hold nothing any more; says how many damaged places were saved first."""
+    def _delete_doomed(self) -> None:
+        """Remove the log files that hold nothing any more."""
         fs = self._folder.fs
-        saved = 0
         removed = False
         while self._doomed:
             file = self._doomed[0]
-            while file.unsaved:
-                saved += self._folder.save_damage(file, file.unsaved[-1])
-                file.unsaved.pop()
             fs.unlink(file.path)
             self._doomed.popleft()
             removed = True
         if removed:
             fs.sync_dir(self._folder.path)
-        return saved
 
     def _after_delete(self) -> None:
         """For a writer that waits for room."""

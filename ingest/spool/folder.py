@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 import structlog
@@ -36,6 +37,18 @@ _NETWORK = {
 }
 
 
+class Unsaved(NamedTuple):
+    """A place in a log file that is still to be copied to quarantine.
+
+    Attributes:
+        place: where.
+        counts: it counts as one report once it is there; else the pushes lost in it are counted by themselves.
+    """
+
+    place: Damage
+    counts: bool
+
+
 @dataclass(slots=True, eq=False)
 class LogFile:
     """One log file of a folder, as far as it is known to be durable.
@@ -51,7 +64,8 @@ class LogFile:
         settled: highest position in it that was settled since the folder was opened.
         sealed: nothing is appended any more.
         known: places that are no frames and were dealt with when the folder was opened.
-        unsaved: damaged places whose bytes are not yet in quarantine.
+        unsaved: damaged places whose bytes are not yet in quarantine; the cursor waits for them.
+        damaged: some of its pushes were counted as pending and do not come out of it.
     """
 
     path: Path
@@ -66,7 +80,8 @@ class LogFile:
     settled: int = 0
     sealed: bool = False
     known: list[Damage] = field(default_factory=list)
-    unsaved: list[Damage] = field(default_factory=list)
+    unsaved: list[Unsaved] = field(default_factory=list)
+    damaged: bool = False
 
 
 def log_name(first: int, salt: int) -> str:

@@ -9,7 +9,7 @@ import structlog
 from ingest.runtime.files import FileSystem
 from ingest.runtime.logfile import Damage, Frame, scan_file
 from ingest.spool.cursor import Cursor
-from ingest.spool.folder import Folder, LogFile, parse_log_name
+from ingest.spool.folder import Folder, LogFile, Unsaved, parse_log_name
 from ingest.spool.record import GoodEnd, decode_opening, decode_push, vouched_end
 
 _log = structlog.get_logger(__name__)
@@ -155,7 +155,7 @@ def _save(folder: Folder, file: LogFile, place: Damage) -> bool:
         news = folder.save_damage(file, place)
     except OSError as error:
         _log.warning("damaged spool bytes not in quarantine yet", file=str(file.path), error=str(error))
-        file.unsaved.append(place)
+        file.unsaved.append(Unsaved(place, counts=True))
         return False
     if news:
         _log.error("spool file damaged, bytes in quarantine", file=str(file.path), start=place.start, end=place.end)

@@ -137,6 +137,14 @@ async def bodies(backlog: DiskBacklog) -> list[bytes]:
     return found
 
 
+async def bodies_and_positions(backlog: DiskBacklog, pushes: int) -> dict[bytes, int]:
+    """Where so many pushes stand that are handed out next."""
+    found: dict[bytes, int] = {}
+    while len(found) < pushes:
+        found |= {push.body: position for position, push in await backlog.take(100)}
+    return found
+
+
 def logs(fs: FaultyFileSystem, spool: DiskBacklog) -> list[Path]:
     """The log files of a folder."""
     folder = ROOT / spool.name
@@ -358,6 +366,69 @@ async def test_bytes_that_rot_while_they_wait_are_accounted_for(fs: FaultyFileSy
     await spool.close()
     assert fs.inner.listdir(ROOT / "quarantine")
     assert logs(fs, spool) == []
+
+
+def refusing_quarantine(call: str, path: Path) -> None:
+    """A plan by which quarantine takes nothing."""
+    if "quarantine" in path.parts and call in {"mkdir", "create"}:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def in_quarantine(fs: FaultyFileSystem) -> bytes:
+    """All that stands there."""
+    folder = ROOT / "quarantine"
+    names = fs.inner.listdir(folder) if fs.inner.is_dir(folder) else []
+    return b"".join(fs.inner.open(folder / name).pread(10_000, 0) for name in names if name.endswith(".body"))
+
+
+async def test_the_cursor_does_not_pass_damage_before_its_bytes_are_kept(fs: FaultyFileSystem, opener: Opener) -> None:
+    """A push that was counted as quarantined is in quarantine before the process may forget where it stood."""
+    limits = BacklogLimits(cache_bytes=1, settle_delay_s=3600, retry_s=3600)
+    spool = await opener.spool(SpoolOptions(file_bytes=2000, backlog=limits))
+    for body in (b"first", b"second", b"third", b"fourth"):
+        await spool.append(a_push(body))
+    (path,) = logs(fs, spool)
+    await rot(fs, path, starts(fs, path)[b"second"] + 41)
+    taken = await bodies_and_positions(spool, 3)
+    spool.settle(taken[b"third"])
+
+    fs.plan = refusing_quarantine
+    with pytest.raises(OSError, match="No space"):
+        await spool.tidy()
+    fs.plan = None
+    assert Cursor(fs, ROOT / spool.name).position < taken[b"first"]
+    await spool.tidy()
+    await opener.killed()
+
+    assert b"cond" in in_quarantine(fs)
+    again = await opener.spool()
+    assert await bodies(again) == [b"fourth"]
+    assert again.accounts.unaccounted() == 0
+
+
+async def test_damage_that_could_not_be_kept_at_the_start_is_kept_later(fs: FaultyFileSystem, opener: Opener) -> None:
+    """While quarantine takes nothing the cursor waits before the damage; what was settled is repeated, nothing lost."""
+    spool = await opener.spool()
+    for body in (b"first", b"second", b"third"):
+        await spool.append(a_push(body))
+    (path,) = logs(fs, spool)
+    await opener.killed()
+    await rot(fs, path, starts(fs, path)[b"first"] + 41)
+
+    fs.plan = refusing_quarantine
+    again = await opener.spool()
+    taken = await bodies_and_positions(again, 2)
+    again.settle(taken[b"third"])
+    again.accounts.published += 2
+    with pytest.raises(OSError, match="No space"):
+        await again.tidy()
+    assert (again.accounts.quarantined, again.accounts.unaccounted()) == (0, 0)
+    await opener.killed()
+    third = await opener.spool()
+
+    assert await bodies(third) == [b"second", b"third"]
+    assert b"rst" in in_quarantine(fs)
+    assert (third.accounts.quarantined, third.accounts.unaccounted()) == (1, 0)
 
 
 async def test_a_torn_tail_is_nobodys_loss(fs: FaultyFileSystem, opener: Opener) -> None:
