@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 import orjson
 
-from ingest.contract.report import Reason, RejectedError, Report, decode_report, read_report
+from ingest.contract.report import Reason, RejectedError, Report, decode_json, decode_report, read_report
 
 DEPTH_MAX = 64
 """Containers inside one another in a body, its own object included."""
@@ -114,8 +114,8 @@ def _judge(value: bytes, element: object) -> Element:
 
 def _elements(body: bytes, reports_max: int) -> list[object]:
     try:
-        decoded = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        decoded = decode_json(body)
+    except ValueError:
         raise RejectedError(Reason.NOT_JSON, "The body is not JSON.") from None
     if type(decoded) is not dict:
         raise RejectedError(Reason.NOT_AN_OBJECT, "The body is not a JSON object.")
@@ -155,9 +155,8 @@ def _read_form(body: bytes) -> tuple[bytes, Report]:
     fields: dict[str, str] = {}
     try:
         for pair in body.split(b"&"):
-            if pair:
-                name, _, value = pair.replace(b"+", b" ").partition(b"=")
-                fields[unquote_to_bytes(name).decode()] = unquote_to_bytes(value).decode()
+            name, _, value = pair.replace(b"+", b" ").partition(b"=")
+            fields[unquote_to_bytes(name).decode()] = unquote_to_bytes(value).decode()
     except UnicodeDecodeError:
         raise RejectedError(Reason.NOT_A_FORM, "The form is not UTF-8.") from None
     return orjson.dumps(fields), read_report(fields)

@@ -71,7 +71,10 @@ def decode_result(value: bytes) -> Result:
     Raises:
         ValueError: it is not a result of this schema.
     """
-    result = _decoder.decode(value)
+    try:
+        result = _decoder.decode(value)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     if result.schema_version != SCHEMA_VERSION:
         raise ValueError(f"schemaVersion {result.schema_version} is not {SCHEMA_VERSION}")
     return result

@@ -73,7 +73,7 @@ def test_a_result_is_compact_json_in_the_order_of_the_contract() -> None:
     assert decode_result(encode_result(result)) == result
 
 
-@pytest.mark.parametrize("value", [b"", b"{}", b"[]"])
+@pytest.mark.parametrize("value", [b"", b"{}", b"[]", b'{"x":' + b"[" * 5000 + b"]" * 5000 + b"}"])
 def test_a_value_that_is_no_result_is_refused(value: bytes) -> None:
     """The reader learns it by ValueError."""
     with pytest.raises(ValueError, match=r".+"):

@@ -56,6 +56,8 @@ def test_the_platforms_example_has_the_published_identities() -> None:
         ({"to": {}}, Reason.BAD_FIELD),
         ({"extend": "x" * 1025}, Reason.BAD_FIELD),
         ({"smsMsgId": 7, "status": None, "sequence": 0}, Reason.BAD_ID),
+        ({"status": "a\n", "sequence": 0, "to": []}, Reason.BAD_STATUS),
+        ({"sequence": 0, "to": []}, Reason.BAD_SEQUENCE),
     ],
 )
 def test_an_unusable_report_is_named_by_the_first_reason_that_applies(fields: dict[str, Any], reason: Reason) -> None:
@@ -82,6 +84,42 @@ def test_an_integer_beyond_64_bits_is_unusable(number: int) -> None:
     """Nobody downstream could hold it."""
     with pytest.raises(RejectedError, match="bad-field"):
         decode_report(b'{"smsMsgId":"m","status":"S","source":%d}' % number)
+
+
+@pytest.mark.parametrize(
+    "number", [b"1e309", b"-1E+0400", b"9" * 309, b"9" * 5000, b"9" * 250 + b"e99", b"1" + b"0" * 400 + b".5"]
+)
+def test_a_number_beyond_a_double_spoils_only_its_own_report(number: bytes) -> None:
+    """It is valid JSON: ignored in an unknown field, a bad field in one of ours, no harm to its neighbours."""
+    body = (
+        b'{"statusReportList":[{"smsMsgId":"a","status":"S","x":[%s]},{"smsMsgId":"b","status":"S","to":%s},'
+        b'{"smsMsgId":"c","status":"S"}]}' % (number, number)
+    )
+
+    first, second, third = split(Route.BATCH, body, reports_max=10)
+
+    assert first.report is not None
+    assert decode_report(first.value) == first.report
+    assert second.rejected is not None
+    assert second.rejected.reason is Reason.BAD_FIELD
+    assert third.report is not None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"x":1e309',
+        b'{"x":1e309,"y":"\\ud800"}',
+        b'{"x":1e309,"y":NaN}',
+        b'\xef\xbb\xbf{"x":1e309}',
+        b'{"x":1e309}{}',
+        b'["1e309",' + b"[" * 99999,
+    ],
+)
+def test_a_large_number_does_not_excuse_what_is_not_json(value: bytes) -> None:
+    """The second look is as strict as the first."""
+    with pytest.raises(RejectedError, match="not-json"):
+        decode_report(value)
 
 
 def test_update_time_is_decoded_once() -> None:
@@ -150,11 +188,11 @@ def test_a_limit_lowered_since_does_not_refuse_what_was_answered() -> None:
 
 def test_a_form_becomes_compact_json_in_the_order_received() -> None:
     """Of repeated names the last value counts at the first place; percent signs without digits stay."""
-    body = b"status=DELIVRD&to=%2B86+1&smsMsgId=a&smsMsgId=m%C3%A9&flag&x=%zz=1"
+    body = b"status=DELIVRD&to=%2B86+1&smsMsgId=a&&smsMsgId=m%C3%A9&flag&x=%zz=1"
 
     (element,) = split(Route.SINGLE, body, reports_max=10)
 
-    assert element.value == '{"status":"DELIVRD","to":"+86 1","smsMsgId":"mé","flag":"","x":"%zz=1"}'.encode()
+    assert element.value == '{"status":"DELIVRD","to":"+86 1","smsMsgId":"mé","":"","flag":"","x":"%zz=1"}'.encode()
     assert element.report is not None
     assert element.report.to == "+86 1"
 
