@@ -90,7 +90,7 @@ class WorkerPool:
         """Start all and replace those that end, until `stop`; sets `started` once each serves.
 
         Raises:
-            UsageError: a worker could not work at all when the command started.
+            CommandError: a worker could not work at all, or not be started, when the command started.
         """
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch())
@@ -134,7 +134,15 @@ class WorkerPool:
     async def _keep(self, slot: int, started: asyncio.Event) -> None:
         backoff = Backoff(RESTART_FIRST_S, RESTART_MOST_S)
         while True:
-            worker = await self._start(slot)
+            try:
+                worker = await self._start(slot)
+            except OSError as error:
+                if not started.is_set():
+                    raise CommandError(f"a worker cannot be started: {error.strerror}") from None
+                log.warning("a worker cannot be started: trying again", slot=slot, because=error.strerror)
+                if await self._stopped_after(backoff.next()):
+                    return
+                continue
             await self._listen(worker, started)
             status = await worker.process.wait()
             worker.channel.close()
@@ -154,14 +162,22 @@ class WorkerPool:
             self.restarts.inc()
             if self.clock.monotonic() - worker.started_at >= STEADY_S:
                 backoff.reset()
-            await self.clock.sleep(backoff.next())
-            if self._is_stopping():
+            if await self._stopped_after(backoff.next()):
                 return
+
+    async def _stopped_after(self, seconds: float) -> bool:
+        await self.clock.sleep(seconds)
+        return self._stopping
 
     def _is_stopping(self) -> bool:
         return self._stopping
 
     async def _start(self, slot: int) -> Worker:
+        """Start a worker in a slot.
+
+        Raises:
+            OSError: the machine has no process, no memory or no descriptor for it now.
+        """
         ours, theirs = socket.socketpair()
         passed = (self.listener.fileno(), theirs.fileno())
         try:
