@@ -91,6 +91,11 @@ class DiskBacklog:
         return self._reports
 
     @property
+    def pending_pushes(self) -> int:
+        """Those pushes."""
+        return self._pushes
+
+    @property
     def pending_bytes(self) -> int:
         """Bytes of the bodies of those."""
         return self._bytes

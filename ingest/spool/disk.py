@@ -5,10 +5,9 @@ group gathers. So a group is as large as the load makes it, and an idle spool an
 """
 
 import asyncio
-import math
 import queue
 import threading
-from collections import deque
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +18,11 @@ from ingest.runtime.clock import Clock
 from ingest.runtime.files import FileSystem
 from ingest.runtime.logfile import HEADER_BYTES
 from ingest.spool.accounts import Accounts
-from ingest.spool.acquire import take_folder, take_free_folders
+from ingest.spool.acquire import Pace, in_thread, take_folder, take_free_folders
 from ingest.spool.backlog import BacklogLimits, DiskBacklog
 from ingest.spool.base import SpoolBrokenError, Spooled, SpoolFullError
 from ingest.spool.folder import Budget, Folder
+from ingest.spool.outlook import Outlook
 from ingest.spool.recovery import Recovered
 from ingest.spool.writer import GroupWriter, Outcome
 
@@ -33,7 +33,6 @@ _FILE_BYTES_MIN = 64 * 1024
 _FILES_PER_BUDGET = 16
 
 _SAMPLE_S = 5.0
-_SAMPLES = 13
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +45,8 @@ class SpoolOptions:
         file_bytes: room that is preallocated for a log file; None: 64 MiB, less if `max_bytes` is small.
         waiting_max_bytes: pushes that wait for their sync; beyond it `append` refuses.
         group_max_bytes: pushes that are written and synced together.
+        reuse_max_bytes: a folder with more in log files is not opened again but left to be adopted, so that opening
+            takes no longer than reading this much.
         retry_s: how often a device without room is asked whether it has some again.
         backlog: of the reading side.
     """
@@ -55,6 +56,7 @@ class SpoolOptions:
     file_bytes: int | None = None
     waiting_max_bytes: int = 64 * 1024 * 1024
     group_max_bytes: int = 8 * 1024 * 1024
+    reuse_max_bytes: int = 8 * 1024 * 1024
     retry_s: float = 0.25
     backlog: BacklogLimits = field(default_factory=BacklogLimits)
 
@@ -115,8 +117,7 @@ class DiskSpool(DiskBacklog):
         self._stopping = False
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._first_room: asyncio.Future[None] = self._loop.create_future()
-        self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
-        self._left_bytes = options.max_bytes
+        self._outlook = Outlook(options.max_bytes)
         self._sampler: asyncio.TimerHandle | None = None
         self._sampling: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
@@ -152,13 +153,7 @@ class DiskSpool(DiskBacklog):
     @property
     def seconds_until_full(self) -> float:
         """How long the room lasts if the backlog goes on growing as in the last minute; infinite if it does not."""
-        if len(self._samples) < 2:  # noqa: PLR2004 - a rate needs two points
-            return math.inf
-        (first_s, first_bytes), (last_s, last_bytes) = self._samples[0], self._samples[-1]
-        growth = last_bytes - first_bytes
-        if growth <= 0:
-            return math.inf
-        return max(self._left_bytes, 0) * (last_s - first_s) / growth
+        return self._outlook.seconds_until_full
 
     @property
     def writable(self) -> bool:
@@ -282,11 +277,12 @@ class DiskSpool(DiskBacklog):
             self._queue.put(_ROOM)
 
     async def _sample(self) -> None:
+        left_bytes = None
         try:
-            self._left_bytes = await self._in_keeper(self._measure)
+            left_bytes = await self._in_keeper(self._measure)
         except OSError as error:
             _log.warning("spool folder cannot be measured", folder=self.name, error=str(error))
-        self._samples.append((self._clock.monotonic(), self.pending_bytes))
+        self._outlook.add(self._clock.monotonic(), self.pending_bytes, left_bytes)
         if not self._stopping:
             self._sampler = self._loop.call_later(_SAMPLE_S, self._start_sample)
 
@@ -301,31 +297,55 @@ class DiskSpool(DiskBacklog):
 async def open_spool(
     root: Path, options: SpoolOptions, *, fs: FileSystem, clock: Clock, accounts: Accounts
 ) -> DiskSpool:
-    """Take the first folder under `root` that nobody holds, or make one, recover what it holds, and start.
+    """Take a small folder under `root` that nobody holds, or make one, and start.
+
+    It takes about as long as the disk needs for a few syncs: what other folders hold is left to `adopt_each`.
 
     Raises:
         VolatileSpoolError: the file system does not keep the promise and is not allowed to.
-        SpoolFormatError: a newer version wrote the folder.
         OSError: the root cannot be made or read.
     """
-    folder, recovered = await asyncio.to_thread(take_folder, root, fs, clock, allow_volatile=options.allow_volatile)
-    spool = DiskSpool(folder, recovered, options, accounts=accounts, clock=clock)
+    pace = Pace()
+    volatile, most = options.allow_volatile, options.reuse_max_bytes
+    taken = await in_thread(
+        lambda: take_folder(root, fs, clock, allow_volatile=volatile, reuse_max_bytes=most, step=pace.step), pace
+    )
+    spool = DiskSpool(*taken, options, accounts=accounts, clock=clock)
     await spool.start()
     return spool
+
+
+async def adopt_each(
+    root: Path, *, fs: FileSystem, clock: Clock, accounts: Accounts, limits: BacklogLimits | None = None
+) -> AsyncIterator[DiskBacklog]:
+    """Take the folders under `root` that nobody holds one after the other, as read-only backlogs, oldest first.
+
+    The next one is looked into when it is asked for, so whoever serves and closes each first holds one at a time. Each
+    comes at most once. Folders without anything pending are removed. One that cannot be read is logged and left alone.
+
+    Raises:
+        OSError: the root cannot be read.
+    """
+    pace = Pace()
+    folders = take_free_folders(root, fs, clock, pace.step)
+    while taken := await in_thread(lambda: next(folders, None), pace):
+        backlog = DiskBacklog(*taken, accounts=accounts, clock=clock, limits=limits or BacklogLimits())
+        if backlog.pending_pushes:
+            yield backlog
+        else:
+            await backlog.close()
 
 
 async def adopt_free(
     root: Path, *, fs: FileSystem, clock: Clock, accounts: Accounts, limits: BacklogLimits | None = None
 ) -> list[DiskBacklog]:
-    """Take every folder under `root` that nobody holds, as read-only backlogs, oldest first.
-
-    Folders without anything pending are removed at once. One that cannot be read is logged and left alone.
-    """
-    adopted = []
-    for folder, recovered in await asyncio.to_thread(take_free_folders, root, fs, clock):
-        backlog = DiskBacklog(folder, recovered, accounts=accounts, clock=clock, limits=limits or BacklogLimits())
-        if any(file.pushes for file in recovered.files):
-            adopted.append(backlog)
-        else:
+    """All that `adopt_each` gives, held at once."""
+    adopted: list[DiskBacklog] = []
+    try:
+        async for backlog in adopt_each(root, fs=fs, clock=clock, accounts=accounts, limits=limits):
+            adopted.append(backlog)  # noqa: PERF401 - what is held must be known if the next one fails
+    except BaseException:
+        for backlog in adopted:
             await backlog.close()
+        raise
     return adopted

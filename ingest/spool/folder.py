@@ -220,6 +220,16 @@ def hidden_folders(fs: FileSystem, root: Path) -> list[Path]:
     return [root / name for name in hidden if fs.is_dir(root / name)]
 
 
+def log_bytes(fs: FileSystem, folder: Path) -> int:
+    """What the log files of a folder take, preallocated room included."""
+    total = 0
+    for name in _names(fs, folder):
+        if _LOG_NAME.fullmatch(name):
+            with contextlib.suppress(FileNotFoundError):  # its owner has just removed it
+                total += fs.size_of(folder / name)
+    return total
+
+
 def lock_folder(fs: FileSystem, path: Path, note: bytes) -> Folder | None:
     """Take an existing folder, None if somebody holds it or it is gone."""
     try:
@@ -276,12 +286,11 @@ class Budget:
 
     def used_bytes(self) -> int:
         """What is taken now."""
-        total = 0
-        for folder in [*folders(self._fs, self._root), self._root / QUARANTINE]:
-            for name in _names(self._fs, folder):
-                if folder.name == QUARANTINE or _LOG_NAME.fullmatch(name):
-                    with contextlib.suppress(FileNotFoundError):  # its owner has just removed it
-                        total += self._fs.size_of(folder / name)
+        total = sum(log_bytes(self._fs, folder) for folder in folders(self._fs, self._root))
+        quarantine = self._root / QUARANTINE
+        for name in _names(self._fs, quarantine):
+            with contextlib.suppress(FileNotFoundError):  # a person has just removed it
+                total += self._fs.size_of(quarantine / name)
         return total
 
     @contextlib.contextmanager

@@ -7,6 +7,7 @@ import orjson
 
 from ingest.contract.push import Push, Route
 from ingest.runtime.logfile import Frame
+from ingest.spool.base import SpoolFormatError
 
 _TAG = struct.Struct("<IHIBxI")  # received ms (low 32 bits, high 16), reports, kind, synced
 
@@ -39,14 +40,14 @@ def decode_push(frame: Frame) -> Push | None:
     """The push in a frame, None if it is an opening note.
 
     Raises:
-        ValueError: written by a version that knows more kinds.
+        SpoolFormatError: written by a version that knows more kinds.
     """
     low, high, reports, kind, _ = _TAG.unpack(frame.tag)
     if kind == _OPENING:
         return None
     route = _ROUTES.get(kind)
     if route is None:
-        raise ValueError(f"a spool record of unknown kind {kind}")
+        raise SpoolFormatError(f"a spool record of unknown kind {kind}")
     return Push(high << 32 | low, route, reports, frame.body)
 
 

@@ -1,6 +1,7 @@
 """What a folder holds after whatever happened to it. Log files are only read; damaged bytes go to quarantine."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from ingest.spool.folder import Folder, LogFile, Unsaved, parse_log_name
 from ingest.spool.record import GoodEnd, decode_opening, decode_push, vouched_end
 
 _log = structlog.get_logger(__name__)
+
+_ITEMS_PER_STEP = 128
+"""Frames that are read in one go, about a millisecond's work."""
 
 
 @dataclass(slots=True)
@@ -38,8 +42,8 @@ class Recovered:
     good_ends: dict[str, GoodEnd] = field(default_factory=dict)
 
 
-def recover(folder: Folder) -> Recovered:
-    """Scan a folder that was just taken.
+def recover(folder: Folder, step: Callable[[], None]) -> Recovered:
+    """Scan a folder that was just taken; `step` is called now and then, and may end it by raising.
 
     A place that cannot be read as frames is
 
@@ -60,7 +64,7 @@ def recover(folder: Folder) -> Recovered:
     stated: dict[str, GoodEnd] = {}
     for file in files:
         stated.update(_opening(fs, file))
-    seen = [_Scan(folder, file, stated.get(file.path.name), found.cursor.position) for file in files]
+    seen = [_Scan(folder, file, stated.get(file.path.name), found.cursor.position, step) for file in files]
     newest = max((at for at, scan in enumerate(seen) if scan.frames), default=-1)
     found.next_sequence = found.cursor.position + 1
     for at, scan in enumerate(seen):
@@ -84,7 +88,9 @@ def recover(folder: Folder) -> Recovered:
 class _Scan:
     """One log file, read from its beginning."""
 
-    def __init__(self, folder: Folder, file: LogFile, stated: GoodEnd | None, settled: int) -> None:
+    def __init__(
+        self, folder: Folder, file: LogFile, stated: GoodEnd | None, settled: int, step: Callable[[], None]
+    ) -> None:
         self.file = file
         self.stated = stated
         self.frames = 0
@@ -97,7 +103,10 @@ class _Scan:
         try:
             file.length = opened.size()
             end = file.length if stated is None else min(stated.end, file.length)
-            for item in scan_file(opened, 0, end, salt=file.salt, after=file.first - 1):
+            items = scan_file(opened, 0, end, salt=file.salt, after=file.first - 1)
+            for number, item in enumerate(items):
+                if not number % _ITEMS_PER_STEP:
+                    step()
                 if isinstance(item, Damage):
                     file.known.append(item)
                     self._unsettled.append(item)

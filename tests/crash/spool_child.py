@@ -43,7 +43,7 @@ async def _settle(spool: DiskSpool) -> None:
 
 async def main(folder: Path, first: int) -> None:
     """Append for ever."""
-    options = SpoolOptions(file_bytes=256 * 1024)
+    options = SpoolOptions(file_bytes=256 * 1024, reuse_max_bytes=1 << 40)  # every life on one folder
     spool = await open_spool(folder, options, fs=RealFileSystem(), clock=SystemClock(), accounts=Accounts())
     numbers = itertools.count(first)
     async with asyncio.TaskGroup() as group:

@@ -38,7 +38,8 @@ def run_and_kill(folder: Path, first: int, answers: int) -> tuple[list[int], int
 async def recover(folder: Path) -> tuple[list[int], int]:
     """Everything the folder still holds, in order, checked byte by byte, and the balance; settles nothing."""
     accounts = Accounts()
-    spool = await open_spool(folder, SpoolOptions(), fs=RealFileSystem(), clock=SystemClock(), accounts=accounts)
+    options = SpoolOptions(reuse_max_bytes=1 << 40)
+    spool = await open_spool(folder, options, fs=RealFileSystem(), clock=SystemClock(), accounts=accounts)
     numbers: list[int] = []
     while len(numbers) < spool.pending_reports:
         for _, push in await spool.take(1_000_000):

@@ -14,12 +14,12 @@ from structlog.testing import capture_logs
 
 from ingest.contract.push import Push, Route
 from ingest.runtime.files import RealFileSystem
-from ingest.runtime.logfile import Frame, scan
+from ingest.runtime.logfile import Frame, encode_frame, scan
 from ingest.spool.accounts import Accounts
 from ingest.spool.backlog import BacklogLimits, DiskBacklog
 from ingest.spool.base import SpoolBrokenError, SpoolFormatError, SpoolFullError, VolatileSpoolError
 from ingest.spool.cursor import Cursor
-from ingest.spool.disk import DiskSpool, SpoolOptions, adopt_free, open_spool
+from ingest.spool.disk import DiskSpool, SpoolOptions, adopt_each, adopt_free, open_spool
 from ingest.spool.folder import Budget, check_device, folders, make_folders
 from ingest.spool.record import decode_push, encode_tag
 from tests.fakes.files import FaultyFileSystem, ModelFileSystem, PowerCutError
@@ -164,7 +164,7 @@ def test_an_unknown_kind_is_not_guessed() -> None:
     tag = bytearray(encode_tag(a_push(), synced=0))
     tag[10] = 9
 
-    with pytest.raises(ValueError, match="kind 9"):
+    with pytest.raises(SpoolFormatError, match="kind 9"):
         decode_push(Frame(1, bytes(tag), b"", 0, 0))
 
 
@@ -450,14 +450,13 @@ async def test_a_torn_tail_is_nobodys_loss(fs: FaultyFileSystem, opener: Opener)
 
 
 async def test_a_newer_format_is_not_touched(fs: FaultyFileSystem, opener: Opener) -> None:
-    """A folder of a later version is refused by name and left as it is; adopting passes it by."""
+    """A folder of a later version is left as it is; opening and adopting pass it by."""
     spool = await opener.spool()
     await spool.close()
     fs.inner.create(ROOT / spool.name / "00000000000000000009-00000000.v2.log")
     before = fs.inner.listdir(ROOT / spool.name)
 
-    with pytest.raises(SpoolFormatError, match=r"v2\.log"):
-        await opener.spool()
+    assert (await opener.spool()).name != spool.name
     assert await opener.adopt(Accounts()) == []
     assert fs.inner.listdir(ROOT / spool.name) == before
 
@@ -469,6 +468,120 @@ async def test_a_folder_that_is_held_is_left_alone(opener: Opener) -> None:
 
     assert first.name != second.name
     assert await opener.adopt(Accounts()) == []
+
+
+async def three_folders(opener: Opener) -> list[str]:
+    """Folders that processes left which have ended, each with a push that is its number."""
+    spools = [await opener.spool() for _ in range(3)]
+    for number, spool in enumerate(sorted(spools, key=lambda spool: spool.name)):
+        await spool.append(a_push(b"%d" % number))
+    for spool in spools:
+        await spool.close()
+    return sorted(spool.name for spool in spools)
+
+
+@pytest.mark.parametrize("call", ["lock", "open", "listdir"])
+async def test_one_bad_folder_hides_no_other(fs: FaultyFileSystem, opener: Opener, call: str) -> None:
+    """Whichever call a folder fails at, the others are adopted, a fresh one is opened, and no lock stays behind."""
+    names = await three_folders(opener)
+
+    def plan(called: str, path: Path) -> None:
+        if called == call and names[1] in path.parts:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    fs.plan = plan
+    adopted = await opener.adopt(Accounts())
+    assert [backlog.name for backlog in adopted] == [names[0], names[2]]
+    assert (await opener.spool()).name not in names
+    fs.plan = None
+
+    assert [backlog.name for backlog in await opener.adopt(Accounts())] == [names[1]]
+
+
+async def test_a_record_of_a_newer_version_hides_no_other_folder(fs: FaultyFileSystem, opener: Opener) -> None:
+    """A kind of record that this version does not know makes its folder wait, not the others."""
+    names = await three_folders(opener)
+    (path,) = [ROOT / names[1] / name for name in fs.inner.listdir(ROOT / names[1]) if name.endswith(".log")]
+    tag = bytearray(encode_tag(a_push(), synced=0))
+    tag[10] = 9
+    salt = int(path.name.split("-")[1][:8], 16)
+    file = fs.inner.open(path, write=True)
+    file.pwrite([encode_frame(99, bytes(tag), b"", salt=salt)], file.size())
+
+    assert [backlog.name for backlog in await opener.adopt(Accounts())] == [names[0], names[2]]
+    assert (await opener.spool()).name not in names
+
+
+async def test_no_lock_stays_behind_when_adopting_is_given_up(fs: FaultyFileSystem, opener: Opener) -> None:
+    """Whatever ends it, cancelling included, every folder is free again for the next who asks."""
+    names = await three_folders(opener)
+
+    def defect(_call: str, path: Path) -> None:
+        if names[2] in path.parts:
+            raise RuntimeError(path)
+
+    fs.plan = defect
+    with pytest.raises(RuntimeError):
+        await opener.adopt(Accounts())
+    fs.plan = None
+    adopting = asyncio.create_task(opener.adopt(Accounts()))
+    await asyncio.sleep(0)
+    adopting.cancel()
+    await asyncio.wait({adopting})
+
+    model = fs.inner
+    assert isinstance(model, ModelFileSystem)
+    await until(lambda: not model.locks)
+    assert len(await opener.adopt(Accounts())) == 3
+
+
+async def test_folders_are_adopted_one_at_a_time(opener: Opener) -> None:
+    """The next folder is locked and read only when it is asked for, oldest first, each once."""
+    names = await three_folders(opener)
+    model = opener.fs.inner
+    assert isinstance(model, ModelFileSystem)
+    accounts = Accounts()
+    seen = []
+
+    async for backlog in adopt_each(ROOT, fs=opener.fs, clock=StillClock(), accounts=accounts, limits=LIMITS):
+        seen.append(backlog.name)
+        assert (len(model.locks), accounts.pending) == (1, 1)
+        await backlog.close()
+
+    assert seen == names
+
+
+async def test_a_large_folder_does_not_delay_the_opening(fs: FaultyFileSystem, opener: Opener) -> None:
+    """A process begins in a fresh folder if the left one would take long to read; that one is adopted, whole."""
+    options = SpoolOptions(file_bytes=2000, reuse_max_bytes=3000, backlog=LIMITS)
+    spool = await opener.spool(options)
+    everything = [b"%d" % number * 900 for number in range(5)]
+    for body in everything:
+        await spool.append(a_push(body))
+    await spool.close()
+    before = len(fs.calls)
+
+    again = await opener.spool(options)
+
+    assert again.name != spool.name
+    assert not [call for call, path in fs.calls[before:] if call == "pread" and spool.name in path.parts]
+    (backlog,) = await opener.adopt(Accounts())
+    assert await bodies(backlog) == everything
+
+
+async def test_reading_a_large_folder_does_not_hold_up_the_loop(opener: Opener) -> None:
+    """While a folder is read the event loop goes on."""
+    spool = await opener.spool(SpoolOptions(file_bytes=10_000_000, backlog=LIMITS))
+    await asyncio.gather(*(spool.append(a_push(b"")) for _ in range(20_000)))
+    await spool.close()
+    turns = 0
+    adopting = asyncio.create_task(opener.adopt(Accounts()))
+    while not adopting.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+
+    assert turns > 20
+    assert (await adopting)[0].pending_reports == 20_000
 
 
 async def test_an_adopted_folder_counts_while_it_is_held(opener: Opener) -> None:
@@ -568,7 +681,7 @@ async def test_the_time_until_full_follows_the_growth(opener: Opener) -> None:
     clock.seconds += 10
     await spool._sample()
 
-    left = spool._options.max_bytes
+    left = OPTIONS.max_bytes
     assert spool.seconds_until_full == pytest.approx(min(left, 1 << 30) / 100, rel=0.01)
 
 
