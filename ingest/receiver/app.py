@@ -121,8 +121,9 @@ class CallbackPort:
     async def leave(self, within_s: float) -> None:
         """Stop accepting, answer the requests that are under way, close everything; at the latest after `within_s`."""
         self._handler.leaving = True
-        if self._accepting:
-            self._accept()  # what already waits is still ours
+        # What waits in the queue already is still ours. Between the last look and the close nothing else can run here.
+        while self._accepting and self._accept():
+            pass
         self._closed = True
         self._stop_accepting()
         self._listener.close()
@@ -136,20 +137,23 @@ class CallbackPort:
                         connection.leave(FIRST_WORD_S)
                     await self._empty.wait()
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Take connections from the queue; returns whether more may wait there that can be taken now."""
         for _ in range(ACCEPT_MOST):
             if self._open >= self._connections_max:
                 self._metrics.connections_full.inc()
                 self._stop_accepting()
-                return
+                return False
             try:
                 accepted, _ = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+            except (InterruptedError, ConnectionAbortedError):
+                continue
+            except BlockingIOError:
+                return False
             except OSError:
                 self._stop_accepting()
                 self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again)
-                return
+                return False
             accepted.setblocking(False)  # noqa: FBT003 - the socket's own signature
             self._open += 1
             self._empty.clear()
@@ -157,6 +161,7 @@ class CallbackPort:
             task = self._loop.create_task(self._attach(accepted))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
+        return True
 
     async def _attach(self, accepted: socket.socket) -> None:
         try:

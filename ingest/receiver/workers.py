@@ -69,7 +69,7 @@ class WorkerPool:
         size: how many workers.
         settings: what each gets.
         environ: of the workers.
-        listener: inherited by all of them.
+        listener: inherited by all of them; `stop` closes it.
         clock: time.
         on_end: called with the slot of each worker that ended.
         restarts: counts the workers that were replaced.
@@ -99,8 +99,13 @@ class WorkerPool:
             watching.cancel()
 
     async def stop(self, within_s: float) -> None:
-        """Ask all workers for a clean end, and kill those that take longer than that."""
+        """Ask all workers for a clean end, and kill those that take longer than that.
+
+        The listening socket is closed here at once: when the last worker closes it, too, senders are refused. As long
+        as anybody held it, the kernel would go on to accept pushes that nobody answers.
+        """
         self._stopping = True
+        self.listener.close()
         for worker in self._workers.values():
             _ask_to_stop(worker)
         waits = [asyncio.create_task(worker.process.wait()) for worker in self._workers.values()]
@@ -133,15 +138,14 @@ class WorkerPool:
 
     async def _keep(self, slot: int, started: asyncio.Event) -> None:
         backoff = Backoff(RESTART_FIRST_S, RESTART_MOST_S)
-        while True:
+        while not self._is_stopping():
             try:
                 worker = await self._start(slot)
             except OSError as error:
                 if not started.is_set():
                     raise CommandError(f"a worker cannot be started: {error.strerror}") from None
                 log.warning("a worker cannot be started: trying again", slot=slot, because=error.strerror)
-                if await self._stopped_after(backoff.next()):
-                    return
+                await self.clock.sleep(backoff.next())
                 continue
             await self._listen(worker, started)
             status = await worker.process.wait()
@@ -162,12 +166,7 @@ class WorkerPool:
             self.restarts.inc()
             if self.clock.monotonic() - worker.started_at >= STEADY_S:
                 backoff.reset()
-            if await self._stopped_after(backoff.next()):
-                return
-
-    async def _stopped_after(self, seconds: float) -> bool:
-        await self.clock.sleep(seconds)
-        return self._stopping
+            await self.clock.sleep(backoff.next())
 
     def _is_stopping(self) -> bool:
         return self._stopping

@@ -91,6 +91,30 @@ async def test_a_start_that_fails_for_the_moment_is_repeated(pool: WorkerPool, f
         await running
 
 
+async def test_nobody_listens_when_the_workers_have_left(pool: WorkerPool) -> None:
+    """What the kernel accepted after that would be reset: a sender is refused at once, and the port is free."""
+    address = pool.listener.getsockname()
+    started = asyncio.Event()
+    running = asyncio.create_task(pool.run(started))
+    async with asyncio.timeout(PATIENCE_S):
+        await started.wait()
+
+        await pool.stop(PATIENCE_S)
+
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*address)
+        await running
+
+
+async def test_a_pool_that_was_stopped_starts_nobody(pool: WorkerPool, forks: Forks) -> None:
+    """Nor does it fail for want of the socket that it gave back."""
+    await pool.stop(PATIENCE_S)
+
+    await pool.run(asyncio.Event())
+
+    assert forks.good.locked()
+
+
 async def test_a_start_that_fails_when_the_command_begins_is_one_clear_line(pool: WorkerPool, forks: Forks) -> None:
     """Nobody waits then for a receiver that never was one."""
     forks.troubles += [no_process()]

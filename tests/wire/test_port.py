@@ -1,6 +1,7 @@
 """The callback port as a whole: its bound on connections, and how it leaves."""
 
 import asyncio
+import socket
 
 from tests.wire.conftest import FakeSpool, Start, a_request
 
@@ -57,6 +58,21 @@ async def test_leaving_serves_whom_it_accepted_last(start: Start) -> None:
 
     assert (await sender.answer()).status == 200
     await leaving
+
+
+async def test_leaving_serves_everybody_who_waits(start: Start) -> None:
+    """A burst in the queue of the listening socket, larger than one turn accepts, is answered and not reset."""
+    receiver = await start(connections_max=200)
+    burst = [socket.create_connection(receiver.address) for _ in range(100)]  # the port has no turn meanwhile
+    for each in burst:
+        each.sendall(a_request(BODY))
+
+    await receiver.port.leave(10)
+
+    answers = [each.recv(100) for each in burst]
+    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+    for each in burst:
+        each.close()
 
 
 async def test_leaving_is_bounded(start: Start) -> None:
