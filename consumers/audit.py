@@ -65,6 +65,8 @@ class Counts:
     results: int = 0
     dead_letters: int = 0
     rows: int = 0
+    rows_beyond: int = 0
+    """Rows of messages that neither the truth nor the topic knows: older ones, or somebody else's."""
     pending: int = 0
     """Incomplete in the truth, without a result, their timeout not yet over."""
     beyond: int = 0
@@ -179,12 +181,16 @@ class Audit:
         self.counts.rows += 1
         expected = self._expected.get(message_id)
         if expected is None:
+            self.counts.rows_beyond += message_id not in self._beyond
             return
         if expected.row:
             self._find(Problem.REPEATED, message_id, where, "more than one row")
         expected.row = True
-        if revision != expected.revision or digest_of(row) != expected.result:
-            self._find(Problem.WRONG, message_id, where, f"revision {revision} is not the last one of the topic")
+        if revision != expected.revision:
+            detail = f"revision {revision}, the last one of the topic is {expected.revision}"
+            self._find(Problem.WRONG, message_id, where, detail)
+        elif digest_of(row) != expected.result:
+            self._find(Problem.WRONG, message_id, where, f"differs from revision {revision} of the topic")
 
     def conclude(self, waiting: Mapping[str, bool], *, sink: str | None) -> None:
         """Compare, after everything was fed.

@@ -160,6 +160,7 @@ def _summary(audit: Audit) -> dict[str, Any]:
         "dead_letters": counts.dead_letters,
         "unusable": counts.unusable,
         "rows": counts.rows,
+        "rows_beyond": counts.rows_beyond,
         "findings": [
             {"problem": f.problem, "smsMsgId": f.message_id, "where": f.where, "detail": f.detail}
             for f in audit.findings
@@ -182,6 +183,7 @@ def _print(audit: Audit, sink: str | None) -> None:
     table.add_row("dead letters", f"{counts.dead_letters:,}")
     if sink is not None:
         table.add_row(f"rows in {sink}", f"{counts.rows:,}")
+        table.add_row("  neither in truth nor topic", f"{counts.rows_beyond:,}")
     for problem, number in audit.found.items():
         table.add_row(str(problem), f"{number:,}")
     console.print(table)

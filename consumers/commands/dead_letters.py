@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from ingest.runtime.partitioner import partitions_of
 
 _NAME = re.compile(r"([0-9]{1,10}):([0-9]{1,18})")
 _CONSOLE = Console(highlight=False, soft_wrap=True)
+_COLUMNS = ("name", "time", "stage", "reason", "attempt", "bytes", "from")
 
 
 class ResultSink(Protocol):
@@ -51,21 +52,30 @@ def filter_of(reason: str | None, since: str | None, until: str | None) -> Filte
 
 
 async def list_letters(settings: DeadLettersSettings, wanted: Filter, limit: int | None) -> None:
-    """Print a line for each dead letter that is meant."""
-    table = Table("name", "time", "stage", "reason", "attempt", "bytes", "from")
+    """Print a line for each dead letter that is meant: a table on a terminal, tab-separated columns elsewhere."""
+    table = Table(*_COLUMNS)
     async for letter in _letters(settings, wanted, limit):
-        place = ":".join(letter.header(f"dlq-{part}") for part in ("topic", "partition", "offset")).strip(":")
-        table.add_row(
-            letter.name,
-            letter.header("dlq-time"),
-            letter.header("dlq-stage"),
-            letter.reason,
-            letter.header("dlq-attempt"),
-            str(len(letter.value or b"")),
-            place or letter.header("dlq-source"),
-        )
-    _CONSOLE.print(table)
-    _CONSOLE.print(f"{table.row_count} dead letters")
+        row = _row(letter)
+        if _CONSOLE.is_terminal:
+            table.add_row(*row)
+        else:
+            print(*row, sep="\t")  # noqa: T201 - the output of the command
+    if _CONSOLE.is_terminal:
+        _CONSOLE.print(table)
+        _CONSOLE.print(f"{table.row_count} dead letters")
+
+
+def _row(letter: Letter) -> tuple[str, ...]:
+    place = ":".join(letter.header(f"dlq-{part}") for part in ("topic", "partition", "offset")).strip(":")
+    return (
+        letter.name,
+        letter.header("dlq-time"),
+        letter.header("dlq-stage"),
+        letter.reason,
+        letter.header("dlq-attempt"),
+        str(len(letter.value or b"")),
+        place or letter.header("dlq-source"),
+    )
 
 
 async def show_letter(settings: DeadLettersSettings, name: str) -> None:
@@ -145,16 +155,16 @@ async def _partitions(settings: DeadLettersSettings, topic: str) -> int:
 async def _letters(settings: DeadLettersSettings, wanted: Filter, limit: int | None) -> AsyncIterator[Letter]:
     topic = settings.dead_letters_topic
     since_ms = None if wanted.since is None else int(wanted.since.timestamp() * 1000)
+    records = read_topic(client_options(settings), topic, await _partitions(settings, topic), since_ms=since_ms)
     found = 0
     try:
-        async for batch in read_topic(
-            client_options(settings), topic, await _partitions(settings, topic), since_ms=since_ms
-        ):
-            for letter in filter(wanted.matches, map(_read, batch)):
-                if limit is not None and found >= limit:
-                    return
-                found += 1
-                yield letter
+        async with aclosing(records):
+            async for batch in records:
+                for letter in filter(wanted.matches, map(_read, batch)):
+                    if limit is not None and found >= limit:
+                        return
+                    found += 1
+                    yield letter
     except TimeoutError:
         raise ServiceAwayError("Kafka stopped handing out records") from None
 

@@ -27,6 +27,7 @@ from consumers.entry import Cursor, LedgerDamagedError, Position
 from ingest.contract.dead_letter import Stage
 from ingest.runtime.backoff import Backoff
 from ingest.runtime.clock import Clock
+from ingest.runtime.errors import FoundError
 
 CYCLE_RECORDS_MAX = 4000
 OWNED_COST_S = 0.005
@@ -132,6 +133,7 @@ class PartitionWorker:
         self._records_max = CYCLE_RECORDS_MAX
         self._refused_offset: int | None = None
         self._pending = 0
+        self._unsaid = False
 
     def start(self, ended: Callable[[asyncio.Task[None]], None]) -> None:
         """Begin to work.
@@ -213,7 +215,13 @@ class PartitionWorker:
             input_start=input_start,
             input_end=input_end,
         )
-        offset = input_offset(evidence, accept_loss=tools.accept_loss)
+        try:
+            offset, self._unsaid = input_offset(evidence, accept_loss=False), False
+        except FoundError:
+            if not tools.accept_loss:
+                raise
+            # Written down at once, records or not: an accepted loss is not asked about again.
+            offset, self._unsaid = input_offset(evidence, accept_loss=True), True
         self._position = last or Position(0, offset, 0, Cursor())
         self._clock = PartitionClock(self._position.clock_ms)
         self._show_pending(ledger.waiting())
@@ -253,7 +261,7 @@ class PartitionWorker:
         except InternalError as error:
             raise _HeldError("our code fails on the timeout of a message") from error
         self._next_cycle_at_s = started_s
-        if not records and not decision.draft.writes and not self._idle_too_long(offer.clock_ms):
+        if not (records or decision.draft.writes or self._unsaid or self._idle_too_long(offer.clock_ms)):
             # A cursor that moved over nothing due travels with the next cycle.
             self._position = replace(self._position, cursor=decision.cursor)
             return
@@ -285,6 +293,7 @@ class PartitionWorker:
             self._committing = False
         COMMIT.observe(clock.monotonic() - started_s)
         self._position = position
+        self._unsaid = False
         self._backoff.reset()
         self._records_max = min(CYCLE_RECORDS_MAX, self._records_max * 2)
         ledger.forget(position.clock_ms - self._rules.late_window_ms)

@@ -1,7 +1,7 @@
 """Reads what a topic holds now, outside of any group, and writes single records: for commands that look and mend."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -29,8 +29,10 @@ class Record(Protocol):
 
 async def read_topic(
     options: Options, topic: str, partitions: int, *, since_ms: int | None = None
-) -> AsyncIterator[Sequence[Record]]:
+) -> AsyncGenerator[Sequence[Record], None]:
     """Hand out every committed record that a topic holds at the moment of the call, each partition in order.
+
+    Whoever does not read to the end must close it (`contextlib.aclosing`).
 
     Args:
         options: of every client.

@@ -18,11 +18,15 @@ _CONTENT_TYPE = ("content-type", b"application/json")
 _ROUTE_SOURCE = {route: ("ce_source", route.value.encode()) for route in Route}
 
 
-@lru_cache(maxsize=64)  # all reports of a push share their time
 def rfc3339_ms(epoch_ms: int) -> str:
     """Epoch milliseconds as RFC 3339 with milliseconds and `Z`."""
     seconds, ms = divmod(epoch_ms, 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ms:03d}Z"
+    return f"{_rfc3339_s(seconds)}.{ms:03d}Z"
+
+
+@lru_cache(maxsize=1024)  # times that are written close together lie close together
+def _rfc3339_s(epoch_s: int) -> str:
+    return f"{datetime.fromtimestamp(epoch_s, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def report_headers(route: Route, ce_id: str, received_ms: int) -> Headers:

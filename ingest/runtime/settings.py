@@ -83,7 +83,8 @@ class Surface:
         """Raise `UsageError` for a name that is neither a setting nor the file form of a secret."""
         forms = [*self.fields, *(name + _FILE for name, info in self.fields.items() if is_secret(info))]
         if field not in forms:
-            nearest = difflib.get_close_matches(field, forms, n=1, cutoff=0)[0]
+            meant = field.lower().removeprefix(self.prefix.lower())
+            nearest = difflib.get_close_matches(meant, forms, n=1, cutoff=0)[0]
             raise UsageError(f"unknown setting {spelling(field)} in {words}; did you mean {spelling(nearest)}?")
 
 

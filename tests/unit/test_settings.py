@@ -228,6 +228,16 @@ def test_an_unknown_name_in_the_file_names_the_nearest_known_one(tmp_path: Path)
         load(ReceiveSettings, SURFACE, environ={}, config_file=file)
 
 
+@pytest.mark.parametrize("name", ["HTTP_PORT", "DLR_HTTP_PORT"])
+def test_the_spelling_of_the_environment_is_understood_in_the_file(tmp_path: Path, name: str) -> None:
+    """Whoever copies a name from the environment is told how the file spells it."""
+    file = tmp_path / "dlr.toml"
+    file.write_text(f"{name} = 1")
+
+    with pytest.raises(UsageError, match=rf"unknown setting {name} .*; did you mean http_port\?$"):
+        load(ReceiveSettings, SURFACE, environ={}, config_file=file)
+
+
 @pytest.mark.parametrize(("content", "says"), [(b"http_port = ", "is not TOML"), (b"\xff", "is not TOML")])
 def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes, says: str) -> None:
     """A broken file is a mistake of one line."""
