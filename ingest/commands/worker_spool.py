@@ -21,7 +21,8 @@ REOPEN_FIRST_S: Final = 0.5
 REOPEN_MOST_S: Final = 10.0
 """Bounds of the pause before the spool is opened again."""
 
-_PASSING: Final = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN}
+_LASTING: Final = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+"""What only an operator can mend. All else is the device's: full, read-only, gone, or out of reach for a while."""
 
 
 class LateSpool:
@@ -83,4 +84,4 @@ class LateSpool:
 
 
 def _may_pass(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in _PASSING
+    return isinstance(error, OSError) and error.errno not in _LASTING
