@@ -12,7 +12,13 @@ RETRY_AFTER_S: Final = 5
 """When a sender is asked to come back: a second sync or a broker's election is over by then."""
 
 OUTSTANDING_MAX_BYTES: Final = 64 * 1024 * 1024
-"""Bodies given to the direct publisher whose outcome is not known yet, those that were answered 503 included."""
+"""Pushes given to the direct publisher whose outcome is not known yet, those that were answered 503 included."""
+
+OUTSTANDING_PUSH_BYTES: Final = 8 * 1024
+"""What a push costs there besides its body: tasks, futures, records."""
+
+AWAITING_KAFKA_MAX: Final = 64
+"""Outstanding pushes beyond which another is refused at once while Kafka is known not to confirm."""
 
 
 class AckMode(StrEnum):
@@ -110,11 +116,12 @@ class InKafka:
 
     async def keep(self, push: Push) -> None:
         """See `Durable`."""
-        if self._outstanding_bytes + len(push.body) > OUTSTANDING_MAX_BYTES:
+        size = len(push.body) + OUTSTANDING_PUSH_BYTES
+        if self._is_full(size):
             raise BusyError(RETRY_AFTER_S)
         task = asyncio.create_task(self._publisher.publish(push))
-        self._outstanding[task] = len(push.body)
-        self._outstanding_bytes += len(push.body)
+        self._outstanding[task] = size
+        self._outstanding_bytes += size
         task.add_done_callback(self._ended)
         done, _ = await asyncio.wait((task,), timeout=self._ack_timeout_s)
         if not done:
@@ -125,6 +132,13 @@ class InKafka:
         """Return once every publish has ended, those that nobody waits for any more included."""
         while self._outstanding:
             await asyncio.wait(self._outstanding)
+
+    def _is_full(self, size: int) -> bool:
+        if not self._outstanding:
+            return False  # one is always tried
+        if self._outstanding_bytes + size > OUTSTANDING_MAX_BYTES:
+            return True
+        return len(self._outstanding) >= AWAITING_KAFKA_MAX and not self._publisher.available()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._outstanding_bytes -= self._outstanding.pop(task)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ingest.contract.push import Push
+from ingest.contract.push import Push, Route
 from ingest.receiver import durable, handlers
 from ingest.receiver.durable import AckMode
 from ingest.runtime.errors import BusyError
@@ -100,6 +100,48 @@ async def test_publishes_whose_outcome_is_open_are_bounded(start: Start, monkeyp
     await receiver.durable.settled()
 
     assert (await receiver.ask(a_request(BODY))).status == 200
+
+
+@dataclass
+class SilentPublisher(FakePublisher):
+    """Kafka that confirms nothing while its gate is shut, and is known to."""
+
+    begun: int = 0
+
+    async def publish(self, push: Push) -> None:
+        """See `FakePublisher`."""
+        self.begun += 1
+        await super().publish(push)
+
+    def available(self) -> bool:
+        """Well while the gate is open."""
+        return self.gate is None or self.gate.is_set()
+
+
+async def outstanding(publisher: SilentPublisher, body: bytes) -> int:
+    """How many pushes a path to Kafka takes up that confirms none of them."""
+    path = durable.InKafka(publisher, ack_timeout_s=0)
+    for _ in range(20_000):
+        with pytest.raises(BusyError):
+            await path.keep(Push(1, Route.SINGLE, 1, body))
+    assert publisher.gate is not None
+    publisher.gate.set()
+    await path.settled()
+    return publisher.begun
+
+
+async def test_empty_pushes_whose_outcome_is_open_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A push costs more than its body, so that even pushes without one cannot fill the memory."""
+    monkeypatch.setattr(SilentPublisher, "available", lambda _: True)
+
+    assert await outstanding(SilentPublisher(gate=asyncio.Event()), b"") <= 8192
+
+
+async def test_a_kafka_that_is_away_is_not_given_more_and_more() -> None:
+    """Some pushes try it all the same; the others are refused at once, and hold nothing."""
+    begun = await outstanding(SilentPublisher(gate=asyncio.Event()), b"smsMsgId=1&status=DELIVRD")
+
+    assert begun == durable.AWAITING_KAFKA_MAX
 
 
 @pytest.mark.parametrize("error", [SpoolFullError(), SpoolBrokenError()])
