@@ -18,11 +18,11 @@ import errno
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import google_crc32c
 
-from ingest.runtime.files import File, FileSystem
+from ingest.runtime.files import FileSystem
 
 MAGIC = b"\xd1LF\x01"
 TAG_BYTES = 16
@@ -35,6 +35,18 @@ HEADER_BYTES = _HEADER.size + _CHECKSUM.size
 _SEARCH_BYTES = 64 * 1024
 CHUNK_BYTES = 1024 * 1024
 """How much of a file is read at once, unless one frame is larger."""
+
+
+class Readable(Protocol):
+    """What is asked of a file to be scanned (`ingest.runtime.files.File` is one)."""
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Up to `size` bytes from `offset`; fewer only at the end of the file."""
+        ...
+
+    def size(self) -> int:
+        """Length of the file."""
+        ...
 
 
 class Frame(NamedTuple):
@@ -92,7 +104,7 @@ def scan(buffer: bytes, start: int = 0, *, salt: int = 0, after: int = -1) -> It
 
 
 def scan_file(
-    file: File,
+    file: Readable,
     start: int = 0,
     end: int | None = None,
     *,
@@ -117,7 +129,7 @@ def scan_file(
 
 
 def read_frames(
-    file: File, start: int, max_bytes: int, end: int | None = None, *, salt: int = 0, after: int = -1
+    file: Readable, start: int, max_bytes: int, end: int | None = None, *, salt: int = 0, after: int = -1
 ) -> tuple[list[Frame | Damage], int]:
     """One bounded piece of a file, at least one item of it if there is any.
 

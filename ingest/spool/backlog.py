@@ -4,6 +4,7 @@ All state belongs to the event loop's thread; the calls that wait for the device
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections import deque
 from collections.abc import Callable
@@ -324,8 +325,8 @@ class DiskBacklog:
         fs = self._folder.fs
         removed = False
         while self._doomed:
-            file = self._doomed[0]
-            fs.unlink(file.path)
+            with contextlib.suppress(FileNotFoundError):  # somebody else has removed it
+                fs.unlink(self._doomed[0].path)
             self._doomed.popleft()
             removed = True
         if removed:

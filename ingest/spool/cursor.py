@@ -12,6 +12,7 @@ from pathlib import Path
 import google_crc32c
 
 from ingest.runtime.files import File, FileSystem
+from ingest.spool.salvage import SalvagedFile
 
 _SLOT = struct.Struct("<4sQQ")  # magic, counter, position
 _CHECKSUM = struct.Struct("<I")
@@ -106,7 +107,7 @@ def _encode(counter: int, position: int) -> bytes:
 
 def _newest(fs: FileSystem, path: Path) -> tuple[int, int]:
     """Counter and position of the better slot, zeros if neither is good."""
-    file = fs.open(path)
+    file = SalvagedFile(fs.open(path))  # a slot that cannot be read is as good as a torn one
     try:
         slots = [file.pread(_SLOT.size + _CHECKSUM.size, at) for at in (0, _SLOT_BYTES)]
     finally:

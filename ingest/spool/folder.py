@@ -16,6 +16,7 @@ from ingest.runtime.files import FileSystem, Lock
 from ingest.runtime.logfile import Damage
 from ingest.spool.base import SpoolFormatError, SpoolFullError, VolatileSpoolError
 from ingest.spool.cursor import is_cursor
+from ingest.spool.salvage import FILLER, SalvagedFile
 
 _log = structlog.get_logger(__name__)
 
@@ -135,13 +136,22 @@ class Folder:
         name = f"{self.name}-{file.path.stem}-{damage.start}-{damage.end}"
         if f"{name}.body" in _names(self.fs, self.root / QUARANTINE):
             return False
-        opened = self.fs.open(file.path)
+        value, note = self._read_damage(file, damage)
+        save_in_quarantine(self.fs, self.root, name, value, note)
+        return True
+
+    def _read_damage(self, file: LogFile, damage: Damage) -> tuple[bytes, str]:
+        place = f"bytes {damage.start} to {damage.end} of a log file"
+        try:
+            opened = SalvagedFile(self.fs.open(file.path))
+        except FileNotFoundError:
+            return b"", f"{place} that somebody removed"
         try:
             value = opened.pread(damage.end - damage.start, damage.start)
         finally:
             opened.close()
-        save_in_quarantine(self.fs, self.root, name, value, "bytes of a damaged log file")
-        return True
+        lost = f"; {opened.lost_bytes} bytes in and around them cannot be read and stand as {FILLER[0]:#x}"
+        return value, f"{place}, damaged{lost if opened.lost_bytes else ''}"
 
     def remove(self) -> None:
         """Remove a folder of which nothing is needed any more, then let it go.

@@ -1,9 +1,14 @@
 """Reading pushes back from the log files, one bounded piece at a time."""
 
+import structlog
+
 from ingest.runtime.logfile import Damage, read_frames
 from ingest.spool.base import Spooled
 from ingest.spool.folder import Folder, LogFile
 from ingest.spool.record import decode_push
+from ingest.spool.salvage import SalvagedFile
+
+_log = structlog.get_logger(__name__)
 
 
 class Place:
@@ -30,13 +35,28 @@ class Piece:
 
 
 def read_piece(folder: Folder, file: LogFile, place: Place, end: int, max_bytes: int) -> Piece:
-    """Read on from a place up to `end`, which is known to be good: what is no frame there is damage."""
-    opened = folder.fs.open(file.path)
+    """Read on from a place up to `end`, which is known to be good: what is no frame there is damage.
+
+    So is what the device does not give back, and all of a file that somebody has removed.
+
+    Raises:
+        OSError: the file cannot be opened or read now.
+    """
+    piece = Piece(place.offset, place.after)
+    try:
+        opened = SalvagedFile(folder.fs.open(file.path))
+    except FileNotFoundError:
+        _log.error("spool file is gone, its pushes are lost", folder=folder.name, file=file.path.name)
+        piece.damaged.append(Damage(place.offset, end, "corrupt"))
+        piece.offset = end
+        return piece
     try:
         found, offset = read_frames(opened, place.offset, max_bytes, end, salt=file.salt, after=place.after)
     finally:
         opened.close()
-    piece = Piece(offset, place.after)
+    if opened.lost_bytes:
+        _log.error("spool file cannot be read in places", file=str(file.path), unreadable_bytes=opened.lost_bytes)
+    piece.offset = offset
     for item in found:
         if isinstance(item, Damage):
             piece.damaged.append(item)

@@ -12,6 +12,7 @@ from ingest.runtime.logfile import Damage, Frame, scan_file
 from ingest.spool.cursor import Cursor
 from ingest.spool.folder import Folder, LogFile, Unsaved, parse_log_name
 from ingest.spool.record import GoodEnd, decode_opening, decode_push, vouched_end
+from ingest.spool.salvage import SalvagedFile
 
 _log = structlog.get_logger(__name__)
 
@@ -99,7 +100,7 @@ class _Scan:
         self._vouched = 0
         self._unsettled: list[Damage] = []  # before an unsettled frame, or at the end
         file.sealed = True
-        opened = folder.fs.open(file.path)
+        opened = SalvagedFile(folder.fs.open(file.path))
         try:
             file.length = opened.size()
             end = file.length if stated is None else min(stated.end, file.length)
@@ -151,7 +152,7 @@ class _Scan:
 
 
 def _opening(fs: FileSystem, file: LogFile) -> dict[str, GoodEnd]:
-    opened = fs.open(file.path)
+    opened = SalvagedFile(fs.open(file.path))
     try:
         first = next(scan_file(opened, salt=file.salt, after=file.first - 1, chunk_bytes=4096), None)
     finally:

@@ -288,6 +288,8 @@ class FaultyFile:
 
     def pread(self, size: int, offset: int) -> bytes:
         self._fs.before("pread", self._path)
+        if any(path == self._path and offset <= at < offset + size for path, at in self._fs.unreadable):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         return self._inner.pread(size, offset)
 
     def pwrite(self, parts: Sequence[bytes], offset: int) -> None:
@@ -334,6 +336,7 @@ class FaultyFileSystem:
         plan: called with the name of the call and the path.
         later: called in the same way after a call that changes something was made, to cut the power there.
         calls: what was called, in order.
+        unreadable: files and offsets of bytes that no read gives back.
     """
 
     def __init__(self, inner: FileSystem) -> None:
@@ -341,6 +344,7 @@ class FaultyFileSystem:
         self.plan: Plan | None = None
         self.later: Plan | None = None
         self.calls: list[tuple[str, Path]] = []
+        self.unreadable: set[tuple[Path, int]] = set()
 
     def before(self, call: str, path: Path) -> None:
         self.calls.append((call, path))

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from ingest.contract.push import Push, Route
 from ingest.runtime.files import RealFileSystem
 from ingest.runtime.logfile import Frame, encode_frame, scan
+from ingest.spool import salvage
 from ingest.spool.accounts import Accounts
 from ingest.spool.backlog import BacklogLimits, DiskBacklog
 from ingest.spool.base import SpoolBrokenError, SpoolFormatError, SpoolFullError, VolatileSpoolError
@@ -429,6 +430,119 @@ async def test_damage_that_could_not_be_kept_at_the_start_is_kept_later(fs: Faul
     assert await bodies(third) == [b"second", b"third"]
     assert b"rst" in in_quarantine(fs)
     assert (third.accounts.quarantined, third.accounts.unaccounted()) == (1, 0)
+
+
+WIDE = [bytes([65 + number]) * 5000 for number in range(8)]
+"""Bodies of which a block hits two at most."""
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that cannot be read is asked for again at once."""
+    monkeypatch.setattr(salvage, "RETRY_PAUSE_S", 0)
+
+
+@pytest.mark.usefixtures("no_pause")
+@pytest.mark.parametrize("victim", [0, 3, 7])
+async def test_a_sector_lost_before_the_start_costs_its_pushes_only(
+    fs: FaultyFileSystem, opener: Opener, victim: int
+) -> None:
+    """The folder is opened, what can be read is published and the rest of the damage kept, wherever it is."""
+    spool = await opener.spool(SpoolOptions(file_bytes=1 << 20, backlog=LIMITS))
+    for body in [*WIDE, b"end"]:
+        await spool.append(a_push(body))
+    (path,) = logs(fs, spool)
+    await spool.close()
+    at = starts(fs, path)[WIDE[victim]] + 1500
+    fs.unreadable.add((path, at))
+
+    again = await opener.spool()
+    found = await bodies(again)
+
+    hit = [body for body in WIDE if body not in found]
+    assert again.name == spool.name
+    assert WIDE[victim] in hit
+    assert len(hit) <= 2
+    assert found == [body for body in [*WIDE, b"end"] if body not in hit]
+    assert in_quarantine(fs).count(salvage.FILLER) == salvage.BLOCK_BYTES
+    assert (again.accounts.quarantined, again.accounts.unaccounted()) == (1, 0)
+
+
+@pytest.mark.usefixtures("no_pause")
+async def test_a_sector_lost_while_its_pushes_wait_stops_nothing(fs: FaultyFileSystem, opener: Opener) -> None:
+    """The reader goes on behind it; the pushes in it move from pending to quarantined."""
+    limits = BacklogLimits(cache_bytes=1, settle_delay_s=3600, retry_s=3600)
+    spool = await opener.spool(SpoolOptions(file_bytes=1 << 20, backlog=limits))
+    for body in WIDE:
+        await spool.append(a_push(body))
+    (path,) = logs(fs, spool)
+    fs.unreadable.add((path, starts(fs, path)[WIDE[3]] + 1500))
+
+    found = await bodies(spool)
+    await spool.tidy()
+
+    assert found[-1] == WIDE[-1]
+    assert spool.accounts.quarantined == len(WIDE) - len(found) > 0
+    assert spool.accounts.unaccounted() == 0
+    assert in_quarantine(fs).count(salvage.FILLER) == salvage.BLOCK_BYTES
+
+
+@pytest.mark.usefixtures("no_pause")
+async def test_a_read_that_fails_once_loses_nothing(fs: FaultyFileSystem, opener: Opener) -> None:
+    """What the device gives back at the second try was never damaged."""
+    spool = await opener.spool()
+    await spool.append(a_push(b"once"))
+    (path,) = logs(fs, spool)
+    await opener.killed()
+    failures = iter([1, 1])
+
+    def plan(call: str, of: Path) -> None:
+        if call == "pread" and of == path and next(failures, None):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    fs.plan = plan
+    again = await opener.spool()
+
+    assert await bodies(again) == [b"once"]
+    assert in_quarantine(fs) == b""
+
+
+@pytest.mark.usefixtures("no_pause")
+async def test_an_unreadable_cursor_brings_repeats_not_an_end(fs: FaultyFileSystem, opener: Opener) -> None:
+    """With the cursor gone everything that is still there is handed out again."""
+    spool = await opener.spool()
+    for body in (b"one", b"two"):
+        await spool.append(a_push(body))
+    spool.settle((await bodies_and_positions(spool, 2))[b"one"])
+    await spool.close()
+    (name,) = [name for name in fs.inner.listdir(ROOT / spool.name) if name.startswith("cursor")]
+    fs.unreadable |= {(ROOT / spool.name / name, at) for at in (0, 4096)}
+
+    assert await bodies(await opener.spool()) == [b"one", b"two"]
+
+
+async def test_a_log_file_that_vanished_blocks_nothing(fs: FaultyFileSystem, opener: Opener) -> None:
+    """A file that somebody removed is written off loudly if it held anything, and the others are deleted after it."""
+    limits = BacklogLimits(cache_bytes=1, settle_delay_s=3600, retry_s=3600)
+    spool = await opener.spool(SpoolOptions(file_bytes=6000, backlog=limits))
+    for body in WIDE[:4]:
+        await spool.append(a_push(body, reports=3))
+    taken = await bodies_and_positions(spool, 1)
+    settled, unread, *_ = logs(fs, spool)
+    spool.settle(taken[WIDE[0]])
+    fs.inner.unlink(settled)
+    fs.inner.unlink(unread)
+
+    taken = await bodies_and_positions(spool, 2)
+    assert list(taken) == WIDE[2:4]
+    assert (spool.accounts.quarantined, spool.pending_reports) == (3, 6)
+    spool.settle(taken[WIDE[3]])
+    spool.accounts.published += 9
+    assert spool.accounts.unaccounted() == 0
+    await spool.close()
+
+    assert logs(fs, spool) == []
+    assert any(name.endswith(".note") for name in fs.inner.listdir(ROOT / "quarantine"))
 
 
 async def test_a_torn_tail_is_nobodys_loss(fs: FaultyFileSystem, opener: Opener) -> None:
