@@ -101,7 +101,9 @@ def refuse_what_is_not_served(settings: ReceiveSettings) -> None:
     for group in (AuthSettings, NetworkSettings, TlsSettings):
         for name, field in group.model_fields.items():
             if getattr(settings, name) != field.default:
-                raise UsageError(f"{PREFIX}{name.upper()} is not served by this version; unset it")
+                raise UsageError(
+                    f"{PREFIX}{name.upper()} is not served by this version: unset it and let a proxy in front do it"
+                )
 
 
 async def _announce(settings: ReceiveSettings, started: asyncio.Event, address: tuple[str, int]) -> None:
