@@ -36,7 +36,7 @@ class Spool(Protocol):
 
         Raises:
             SpoolFullError: no room, or too many bytes are waiting to be written.
-            SpoolBrokenError: the device failed, or the spool is closed.
+            SpoolBrokenError: the device failed or did not answer in time, or the spool is closed.
         """
         ...
 

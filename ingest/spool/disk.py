@@ -5,6 +5,7 @@ group gathers. So a group is as large as the load makes it, and an idle spool an
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterator
@@ -47,6 +48,7 @@ class SpoolOptions:
         group_max_bytes: pushes that are written and synced together.
         reuse_max_bytes: a folder with more in log files is not opened again but left to be adopted, so that opening
             takes no longer than reading this much.
+        answer_max_s: how long a push waits for the device before its sender is told that it is not known to be kept.
         retry_s: how often a device without room is asked whether it has some again.
         backlog: of the reading side.
     """
@@ -57,6 +59,7 @@ class SpoolOptions:
     waiting_max_bytes: int = 64 * 1024 * 1024
     group_max_bytes: int = 8 * 1024 * 1024
     reuse_max_bytes: int = 8 * 1024 * 1024
+    answer_max_s: float = 5.0
     retry_s: float = 0.25
     backlog: BacklogLimits = field(default_factory=BacklogLimits)
 
@@ -77,6 +80,12 @@ class _Waiting:
         self.push = push
         self.future = future
         self.size = size
+
+
+def _give_up(future: asyncio.Future[None]) -> None:
+    """The push may still be kept; its sender sends it again, and it comes as a repeat."""
+    if not future.done():
+        future.set_exception(SpoolBrokenError("the disk did not answer in time"))
 
 
 class _Signal:
@@ -114,7 +123,10 @@ class DiskSpool(DiskBacklog):
         self._queue: queue.SimpleQueue[_Waiting | _Signal] = queue.SimpleQueue()
         self._waiting_bytes = 0
         self._no_room: Exception | None = None
+        self._busy_since: float | None = None
         self._stopping = False
+        self._closing = False
+        self._defect: Exception | None = None
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._first_room: asyncio.Future[None] = self._loop.create_future()
         self._outlook = Outlook(options.max_bytes)
@@ -133,17 +145,34 @@ class DiskSpool(DiskBacklog):
         """See `ingest.spool.base.Spool.append`."""
         if self._stopping:
             raise SpoolBrokenError("the spool is closed")
+        if self._hangs():
+            raise SpoolBrokenError("the disk does not answer")
         size = HEADER_BYTES + len(push.body)
         if self._waiting_bytes and self._waiting_bytes + size > self._options.waiting_max_bytes:
             raise SpoolFullError("too many pushes wait for the disk")
         future: asyncio.Future[None] = self._loop.create_future()
         self._waiting_bytes += size
         self._queue.put(_Waiting(push, future, size))
-        await future
+        patience = self._loop.call_later(self._options.answer_max_s, _give_up, future)
+        try:
+            await future
+        finally:
+            patience.cancel()
 
     def has_room(self) -> bool:
         """See `ingest.spool.base.Spool.has_room`."""
-        return not self._stopping and self._no_room is None and self._waiting_bytes < self._options.waiting_max_bytes
+        takes = not self._stopping and not self._hangs()
+        return takes and self._no_room is None and self._waiting_bytes < self._options.waiting_max_bytes
+
+    async def writer_ended(self) -> None:
+        """Return once the writer has ended after a `close`.
+
+        Raises:
+            SpoolBrokenError: it ended by itself, of a defect: nothing will be taken here any more, what is kept is.
+        """
+        await asyncio.shield(self._stopped)
+        if self._defect is not None:
+            raise SpoolBrokenError("the spool's writer ended") from self._defect
 
     @property
     def waiting_bytes(self) -> int:
@@ -165,8 +194,8 @@ class DiskSpool(DiskBacklog):
 
         What is not settled stays for whoever opens the folder next. Calling it twice is harmless.
         """
-        if not self._stopping:
-            self._stopping = True
+        if not self._closing:
+            self._stopping = self._closing = True
             if self._sampler is not None:
                 self._sampler.cancel()
             if self._sampling is not None:
@@ -184,12 +213,21 @@ class DiskSpool(DiskBacklog):
             while not stop:
                 waiting, stop = self._gather()
                 outcome = Outcome()
+                self._busy_since = self._clock.monotonic()
                 self._writer.commit([each.push for each in waiting], outcome)
                 self._make_room(outcome, stop=stop)
-                self._post(waiting, outcome, stop=stop)
-        except Exception:  # noqa: BLE001 - a defect of ours: whoever waits must be told, whatever it was
+                self._busy_since = None
+                self._loop.call_soon_threadsafe(self._apply, waiting, outcome, stop)
+        except Exception as error:  # noqa: BLE001 - a defect of ours: whoever waits must be told, whatever it was
             _log.exception("spool writer ended")
-            self._loop.call_soon_threadsafe(self._fail_all, waiting)
+            with contextlib.suppress(RuntimeError):  # the loop has ended before: nobody waits
+                self._loop.call_soon_threadsafe(self._fail_all, waiting, error)
+        finally:
+            self._writer.close()
+
+    def _hangs(self) -> bool:
+        since = self._busy_since
+        return since is not None and self._clock.monotonic() - since > self._options.answer_max_s
 
     def _gather(self) -> tuple[list[_Waiting], bool]:
         """Everything that waits, at least one thing unless room is due to be asked for, and whether to stop after."""
@@ -222,9 +260,6 @@ class DiskSpool(DiskBacklog):
         if refused and self._writer.file_kept and self._durable >= self._writer.last_kept:
             # All that the present file holds is settled: ending it lets its room be had again.
             self._writer.seal(outcome)
-
-    def _post(self, waiting: list[_Waiting], outcome: Outcome, *, stop: bool) -> None:
-        self._loop.call_soon_threadsafe(self._apply, waiting, outcome, stop)
 
     def _apply(self, waiting: list[_Waiting], outcome: Outcome, stop: bool) -> None:  # noqa: FBT001 - a callback
         """Take over what the writer did, in its order, and answer."""
@@ -259,8 +294,9 @@ class DiskSpool(DiskBacklog):
         if not each.future.done():
             each.future.set_exception(error)
 
-    def _fail_all(self, waiting: list[_Waiting]) -> None:
+    def _fail_all(self, waiting: list[_Waiting], defect: Exception) -> None:
         self._stopping = True
+        self._defect = defect
         error = SpoolBrokenError("the spool's writer ended")
         while not self._queue.empty():
             item = self._queue.get_nowait()

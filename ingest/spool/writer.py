@@ -143,6 +143,11 @@ class GroupWriter:
         self._ends[log.path.name] = GoodEnd(log.synced)
         outcome.sealed.append(file)
 
+    def close(self) -> None:
+        """Let go of the present file as it is."""
+        if self._log is not None:
+            self._log.close()
+
     def _append(self, pushes: Sequence[Push], outcome: Outcome) -> Part:
         if self._log is None:
             raise AssertionError("a file was begun before")

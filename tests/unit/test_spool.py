@@ -124,6 +124,17 @@ def failing(number: int, *calls: str) -> Callable[[str, Path], None]:
     return plan
 
 
+def hanging(gate: asyncio.Event) -> Callable[[str, Path], None]:
+    """A plan by which syncs of log files hang until the gate is open."""
+    loop = asyncio.get_running_loop()
+
+    def plan(call: str, path: Path) -> None:
+        if call == "sync" and path.suffix == ".log":
+            asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
+
+    return plan
+
+
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for what the writer's thread finds out by itself."""
     while not holds():  # noqa: ASYNC110 - nothing announces it: a probe only looks
@@ -275,13 +286,7 @@ async def test_the_queue_before_the_disk_is_bounded(fs: FaultyFileSystem, opener
     """While the device hangs, pushes beyond the limit are refused at once."""
     spool = await opener.spool(SpoolOptions(waiting_max_bytes=1000, backlog=LIMITS))
     gate = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def hang(call: str, path: Path) -> None:
-        if call == "sync" and path.suffix == ".log":
-            asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
-
-    fs.plan = hang
+    fs.plan = hanging(gate)
     waiting = [asyncio.create_task(spool.append(a_push(b"x" * 450))) for _ in range(2)]
     await asyncio.sleep(0)
     with pytest.raises(SpoolFullError, match="wait"):
@@ -291,6 +296,63 @@ async def test_the_queue_before_the_disk_is_bounded(fs: FaultyFileSystem, opener
     await asyncio.gather(*waiting)
     assert spool.waiting_bytes == 0
     assert spool.has_room()
+
+
+async def test_a_disk_that_hangs_keeps_nobody_waiting(fs: FaultyFileSystem) -> None:
+    """Who waits is told within the limit and who comes later at once, until it answers; what it kept then counts."""
+    clock = StillClock()
+    options = SpoolOptions(answer_max_s=0.01, backlog=LIMITS)
+    spool = await open_spool(ROOT, options, fs=fs, clock=clock, accounts=Accounts())
+    gate = asyncio.Event()
+    fs.plan = hanging(gate)
+
+    with pytest.raises(SpoolBrokenError, match="in time"):
+        await spool.append(a_push(b"slow"))
+    assert spool.has_room()
+    clock.seconds += 1
+    assert not spool.has_room()
+    with pytest.raises(SpoolBrokenError, match="does not answer"):
+        await spool.append(a_push(b"refused"))
+    assert spool.accounts.unaccounted() == 0
+
+    gate.set()
+    await until(spool.has_room)
+    await spool.append(a_push(b"later"))
+    assert await bodies(spool) == [b"slow", b"later"]
+    assert (spool.accounts.received, spool.accounts.unaccounted()) == (2, 0)
+    await spool.close()
+
+
+async def test_a_writer_that_ends_is_noticed(fs: FaultyFileSystem, opener: Opener) -> None:
+    """A defect in the writer's thread ends `writer_ended`, the push that waits is refused, and what was kept stays."""
+    spool = await opener.spool()
+    ended = asyncio.create_task(spool.writer_ended())
+    await spool.append(a_push(b"kept"))
+
+    def defect(_call: str, _path: Path) -> None:
+        raise MemoryError
+
+    fs.plan = defect
+    with pytest.raises(SpoolBrokenError):
+        await spool.append(a_push(b"hit"))
+    fs.plan = None
+    with pytest.raises(SpoolBrokenError, match="writer ended"):
+        await ended
+    assert not spool.has_room()
+    await spool.close()
+
+    assert (await bodies(await opener.spool()))[0] == b"kept"
+
+
+async def test_a_writer_that_is_closed_ends_well(opener: Opener) -> None:
+    """`writer_ended` waits as long as the spool is open, and returns once it is closed."""
+    spool = await opener.spool()
+    ended = asyncio.create_task(spool.writer_ended())
+    await spool.append(a_push())
+    assert not ended.done()
+
+    await spool.close()
+    await ended
 
 
 async def test_an_append_whose_waiter_left_is_kept_and_counted(opener: Opener) -> None:
