@@ -13,6 +13,7 @@ help: ## list the targets
 $(READY): pyproject.toml requirements/dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "dlrflow needs Python 3.11 or newer; name one with make PYTHON=python3.x" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+	@echo 'installing the locked dependencies into $(VENV), about a minute'
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from ingest.runtime.errors import FoundError, UsageError
 from ingest.runtime.supervise import stop_event_on_signals
 from ingest.simulator.plan import Plan, PlanOptions
-from ingest.simulator.traffic import Sent, Target, send
+from ingest.simulator.traffic import Sent, Target, quantile_ms, send
 
 
 async def simulate(options: PlanOptions, target: Target, truth: Path | None, stop: asyncio.Event) -> dict[str, Any]:
@@ -97,7 +97,13 @@ def _summary(plan: Plan, sent: Sent) -> dict[str, Any]:
         "answers": dict(sent.answers),
         "seconds": round(sent.seconds, 3),
         "reports_per_s": round(sent.reports / sent.seconds) if sent.seconds else 0,
-        "p50_ms": round(sent.latency_ms(0.50), 2),
-        "p99_ms": round(sent.latency_ms(0.99), 2),
-        "p999_ms": round(sent.latency_ms(0.999), 2),
+        "p50_ms": _figure(sent.answers_s, 0.50),
+        "p99_ms": _figure(sent.answers_s, 0.99),
+        "p999_ms": _figure(sent.answers_s, 0.999),
+        "from_due_p50_ms": _figure(sent.latencies_s, 0.50),
+        "from_due_p99_ms": _figure(sent.latencies_s, 0.99),
     }
+
+
+def _figure(seconds: Sequence[float], quantile: float) -> float:
+    return round(quantile_ms(seconds, quantile), 1)

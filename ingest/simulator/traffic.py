@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -70,7 +70,8 @@ class Sent:
 
     Attributes:
         answers: HTTP statuses and `no answer`, each with its number.
-        latencies_s: of the taken pushes, from the moment they were due; bounded by their number.
+        answers_s: of the taken pushes, from their last sending to the answer.
+        latencies_s: the same from the moment they were due, sending again and waiting for a connection included.
     """
 
     pushes: int = 0
@@ -78,12 +79,14 @@ class Sent:
     resent: int = 0
     seconds: float = 0.0
     answers: Counter[str] = field(default_factory=Counter)
+    answers_s: list[float] = field(default_factory=list)
     latencies_s: list[float] = field(default_factory=list)
 
-    def latency_ms(self, quantile: float) -> float:
-        """A quantile of the latency, 0 to 1; 0.0 where nothing was sent."""
-        ordered = sorted(self.latencies_s)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * quantile))] * 1000 if ordered else 0.0
+
+def quantile_ms(seconds: Sequence[float], quantile: float) -> float:
+    """A quantile, 0 to 1, in milliseconds; 0.0 of nothing."""
+    ordered = sorted(seconds)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * quantile))] * 1000 if ordered else 0.0
 
 
 async def send(pushes: Iterable[PlannedPush], target: Target, stop: asyncio.Event) -> Sent:
@@ -125,6 +128,7 @@ async def _until_taken(
 ) -> None:
     backoff = Backoff(RETRY_FIRST_S, RETRY_MOST_S)
     while not stop.is_set():
+        began = time.monotonic()
         try:
             async with session.post(
                 target.url + target.paths[push.route], data=push.body, headers=_headers(push, target)
@@ -134,6 +138,7 @@ async def _until_taken(
                 if response.status in _TAKEN:
                     sent.pushes += 1
                     sent.reports += push.reports
+                    sent.answers_s.append(time.monotonic() - began)
                     return
         except (aiohttp.ClientError, TimeoutError):
             sent.answers["no answer"] += 1
