@@ -244,6 +244,8 @@ async def _failure_before(stop: asyncio.Event, tasks: Sequence[asyncio.Task[Any]
         while not stopping.done():
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
+                if task.cancelled():
+                    return RuntimeError(f"{task.get_name()} was cancelled by nobody who may")
                 if (error := task.exception()) is not None:
                     return error
         return None

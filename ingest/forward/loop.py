@@ -124,7 +124,11 @@ class Forwarder:
         self, backlog: Backlog, under_way: asyncio.Queue[_Taken | None], window: asyncio.Semaphore
     ) -> None:
         while (taken := await under_way.get()) is not None:
-            parcels, unplaced = await taken.parcels
+            # A group passes over a child that was cancelled: nothing of this backlog would ever be settled again.
+            await asyncio.wait((taken.parcels,))
+            if taken.parcels.cancelled():
+                raise RuntimeError("a delivery was cancelled by nobody who may")
+            parcels, unplaced = taken.parcels.result()
             for each in unplaced:
                 await self._quarantine(backlog, each)
             # One step of the event loop: the balance of the accounts holds whenever somebody looks.

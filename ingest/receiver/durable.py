@@ -124,7 +124,7 @@ class InKafka:
         self._outstanding_bytes += size
         task.add_done_callback(self._ended)
         done, _ = await asyncio.wait((task,), timeout=self._ack_timeout_s)
-        if not done:
+        if not done or task.cancelled():
             raise BusyError(RETRY_AFTER_S)
         task.result()
 

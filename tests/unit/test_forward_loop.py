@@ -251,6 +251,19 @@ async def test_a_device_that_does_not_read_is_asked_again() -> None:
     assert world.accounts.published == 1
 
 
+async def test_a_delivery_that_is_cancelled_from_inside_ends_the_forwarding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever started it hears of it and starts anew: waiting on would settle nothing for ever, silently."""
+    world = World()
+
+    async def cancelled(*_arguments: object) -> int:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(world.link, "send", cancelled)
+
+    with pytest.RaisesGroup(RuntimeError):
+        await asyncio.wait_for(world.forwarder.serve(MemoryBacklog([batch(report(1))], ends=False)), 10)
+
+
 async def test_a_new_push_is_settled_without_another_one_coming() -> None:
     """Settling does not wait for the next push, and whoever flushes is told."""
     world = World()

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from ingest.commands import receive_worker
-from ingest.commands.receive_worker import Worker
+from ingest.commands.receive_worker import Worker, _failure_before
 from ingest.receiver.channel import STOP, Channel, pack_settings
 from ingest.settings import ReceiveSettings
 from ingest.spool.disk import DiskSpool, open_spool
@@ -155,3 +155,11 @@ async def test_a_worker_does_not_serve_before_its_spool_is_open_when_that_is_soo
 
     assert await pushing == 200
     assert await parent.stop() == 0
+
+
+async def test_a_part_that_was_cancelled_by_nobody_ends_the_worker() -> None:
+    """A worker without one of its parts is replaced, cleanly."""
+    part = asyncio.create_task(asyncio.sleep(0))
+    part.cancel()
+
+    assert isinstance(await _failure_before(asyncio.Event(), [part]), RuntimeError)

@@ -26,7 +26,7 @@ class FakePublisher:
     """
 
     pushes: list[Push] = field(default_factory=list)
-    error: Exception | None = None
+    error: BaseException | None = None
     gate: asyncio.Event | None = None
 
     async def publish(self, push: Push) -> None:
@@ -76,6 +76,13 @@ async def test_mode_kafka_without_confirmation_in_time_asks_to_come_back(start: 
     await asyncio.sleep(0)
     await receiver.durable.settled()
     assert [push.body for push in publisher.pushes] == [BODY]
+
+
+async def test_mode_kafka_answers_a_publish_that_was_given_up(start: Start) -> None:
+    """Not confirmed is not kept, whatever the reason: the sender is asked to come back, not cut off."""
+    receiver = await start(mode=AckMode.KAFKA, publisher=FakePublisher(error=asyncio.CancelledError()))
+
+    assert (await receiver.ask(a_request(BODY))).status == 503
 
 
 async def test_mode_kafka_passes_on_when_to_come_back(start: Start) -> None:
