@@ -63,6 +63,7 @@ class KafkaLink:
         self._producer: AIOKafkaProducer | None = None
         self._opening = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._reopening: asyncio.Task[None] | None = None
         self._missing: set[str] = set()
         self._closed = False
         self.replaced = 0
@@ -121,11 +122,19 @@ class KafkaLink:
         except (KafkaError, OSError, AssertionError, TimeoutError) as error:
             self._retire(producer, _name(error))
             raise _verdict(error, taken) from error
+        except asyncio.CancelledError as error:
+            if _is_wanted():
+                raise
+            self._retire(producer, _name(error))
+            raise SendError(_name(error)) from error
         return taken
 
     async def close(self) -> None:
         """See `Link`."""
         self._closed = True
+        if self._reopening is not None:
+            self._reopening.cancel()
+            await asyncio.wait((self._reopening,))
         if self._producer is not None:
             self._retire(self._producer, "closed")
         if self._retiring:
@@ -168,10 +177,20 @@ class KafkaLink:
 
     async def _start(self, producer: AIOKafkaProducer) -> None:
         async with asyncio.timeout(START_TIMEOUT_S):
-            await producer.start()
+            try:
+                await producer.start()
+            except asyncio.CancelledError as error:
+                if _is_wanted():
+                    raise
+                raise KafkaConnectionError(_name(error)) from error
             # Its first metadata are of no topic: without these it would have to ask for one by name.
             if not await self._list_topics(producer):
                 raise KafkaConnectionError("no broker lists the topics")
+
+    async def _reopen(self) -> None:
+        """Have a producer ready before anybody asks: whether there is one is what senders are told of Kafka."""
+        with suppress(ClosedError):
+            await self._current()
 
     def _build(self) -> AIOKafkaProducer:
         return AIOKafkaProducer(
@@ -191,6 +210,10 @@ class KafkaLink:
                 return bool(await producer.client.force_metadata_update())
         except (KafkaError, OSError, TimeoutError):
             return False
+        except asyncio.CancelledError:
+            if _is_wanted():
+                raise
+            return False
 
     def _retire(self, producer: AIOKafkaProducer, why: str) -> None:
         """Use it no more; let it finish what it has in flight, for a bounded time."""
@@ -198,8 +221,9 @@ class KafkaLink:
             return  # another batch has found out before
         self._producer = None
         self.replaced += 1
-        if why != "closed":
+        if not self._closed:
             _log.warning("the producer is replaced", because=why)
+            self._reopening = asyncio.create_task(self._reopen(), name="opening producer")
         task = asyncio.create_task(_stop(producer), name="retiring producer")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
@@ -224,6 +248,12 @@ def _verdict(error: BaseException, taken: int) -> SendError:
 def _name(error: BaseException) -> str:
     """The class alone: the text of an error may quote what was sent."""
     return type(error).__name__
+
+
+def _is_wanted() -> bool:
+    """Whether a `CancelledError` is for the present task, and not of a future inside the client that was given up."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:
