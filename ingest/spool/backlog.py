@@ -301,7 +301,9 @@ class DiskBacklog:
             while file.unsaved:
                 unsaved = file.unsaved[0]
                 try:
-                    news = await self._in_keeper(partial(self._folder.save_damage, file, unsaved.place))
+                    news = await self._in_keeper(
+                        partial(self._folder.save_damage, file, unsaved.place, torn=unsaved.torn)
+                    )
                 except OSError as error:
                     return error
                 del file.unsaved[0]

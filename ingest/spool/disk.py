@@ -253,7 +253,7 @@ class DiskSpool(DiskBacklog):
 
     def _make_room(self, outcome: Outcome, *, stop: bool) -> None:
         if stop:
-            self._writer.seal(outcome)
+            self._writer.finish(outcome)
             return
         self._no_room = self._writer.make_room(outcome)
         refused = self._no_room is not None or any(isinstance(part.error, SpoolFullError) for part in outcome.parts)

@@ -21,6 +21,9 @@ from ingest.spool.salvage import FILLER, SalvagedFile
 _log = structlog.get_logger(__name__)
 
 QUARANTINE = "quarantine"
+TORN = "-torn"
+"""Ends the names of those files in quarantine that count as nothing."""
+
 LOCK_NAME = "lock"
 
 _NAME = re.compile(r"\d{13}-[0-9a-f]{8}")
@@ -44,10 +47,12 @@ class Unsaved(NamedTuple):
     Attributes:
         place: where.
         counts: it counts as one report once it is there; else the pushes lost in it are counted by themselves.
+        torn: most likely it is the end of an append that a crash cut short.
     """
 
     place: Damage
     counts: bool
+    torn: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -124,8 +129,8 @@ class Folder:
         """Unique among the folders ever made under this root."""
         return self.path.name
 
-    def save_damage(self, file: LogFile, damage: Damage) -> bool:
-        """Copy damaged bytes of a log file into quarantine, once.
+    def save_damage(self, file: LogFile, damage: Damage, *, torn: bool = False) -> bool:
+        """Copy damaged or torn bytes of a log file into quarantine, once.
 
         Returns:
             Whether it was news: after a restart the same place is found again.
@@ -133,14 +138,14 @@ class Folder:
         Raises:
             OSError: not saved.
         """
-        name = f"{self.name}-{file.path.stem}-{damage.start}-{damage.end}"
+        name = f"{self.name}-{file.path.stem}-{damage.start}-{damage.end}{TORN if torn else ''}"
         if f"{name}.body" in _names(self.fs, self.root / QUARANTINE):
             return False
-        value, note = self._read_damage(file, damage)
+        value, note = self._read_damage(file, damage, "torn, nobody was promised them" if torn else "damaged")
         save_in_quarantine(self.fs, self.root, name, value, note)
         return True
 
-    def _read_damage(self, file: LogFile, damage: Damage) -> tuple[bytes, str]:
+    def _read_damage(self, file: LogFile, damage: Damage, what: str) -> tuple[bytes, str]:
         place = f"bytes {damage.start} to {damage.end} of a log file"
         try:
             opened = SalvagedFile(self.fs.open(file.path))
@@ -151,7 +156,7 @@ class Folder:
         finally:
             opened.close()
         lost = f"; {opened.lost_bytes} bytes in and around them cannot be read and stand as {FILLER[0]:#x}"
-        return value, f"{place}, damaged{lost if opened.lost_bytes else ''}"
+        return value, f"{place}, {what}{lost if opened.lost_bytes else ''}"
 
     def remove(self) -> None:
         """Remove a folder of which nothing is needed any more, then let it go.

@@ -1,4 +1,4 @@
-"""How a push, and the opening note of a log file, stand in a frame."""
+"""How a push, and the opening and the closing note of a log file, stand in a frame."""
 
 import struct
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from ingest.spool.base import SpoolFormatError
 
 _TAG = struct.Struct("<IHIBxI")  # received ms (low 32 bits, high 16), reports, kind, synced
 
-_OPENING = 0
+_NOTE = 0
 _KINDS = {Route.BATCH: 1, Route.SINGLE: 2}
 _ROUTES = {kind: route for route, kind in _KINDS.items()}
 
-OPENING_TAG = _TAG.pack(0, 0, 0, _OPENING, 0)
+OPENING_TAG = _TAG.pack(0, 0, 0, _NOTE, 0)
 
 
 def encode_tag(push: Push, synced: int) -> bytes:
@@ -30,6 +30,11 @@ def encode_tag(push: Push, synced: int) -> bytes:
     return _TAG.pack(low, high, push.reports, _KINDS[push.route], synced)
 
 
+def encode_closing_tag(synced: int) -> bytes:
+    """Tag of the last frame of a file that was ended well; `synced` as in `encode_tag`."""
+    return _TAG.pack(0, 0, 0, _NOTE, synced)
+
+
 def vouched_end(frame: Frame) -> int:
     """Offset before which the file was good when this frame was written."""
     synced: int = _TAG.unpack(frame.tag)[-1]
@@ -37,13 +42,13 @@ def vouched_end(frame: Frame) -> int:
 
 
 def decode_push(frame: Frame) -> Push | None:
-    """The push in a frame, None if it is an opening note.
+    """The push in a frame, None if it is a note.
 
     Raises:
         SpoolFormatError: written by a version that knows more kinds.
     """
     low, high, reports, kind, _ = _TAG.unpack(frame.tag)
-    if kind == _OPENING:
+    if kind == _NOTE:
         return None
     route = _ROUTES.get(kind)
     if route is None:
@@ -69,7 +74,7 @@ def encode_opening(ends: dict[str, GoodEnd]) -> bytes:
 
 
 def decode_opening(frame: Frame) -> dict[str, GoodEnd]:
-    """What `encode_opening` said; empty if the frame is a push."""
+    """What `encode_opening` said; empty if the frame is something else."""
     if frame.tag != OPENING_TAG:
         return {}
     return {

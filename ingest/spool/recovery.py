@@ -52,8 +52,9 @@ def recover(folder: Folder, step: Callable[[], None]) -> Recovered:
     - damage, if something says that it was good once: a later frame of the file that was written after the place was
       synced, or a newer file. Its bytes go to quarantine, and the frames around it are kept;
     - beyond the end that the next file's opening note states, refused by us after a failed sync: it is ignored;
-    - torn otherwise, at the end of the newest file or in the middle of its last group: nobody was promised what stood
-      there, and it is ignored.
+    - torn otherwise, at the end of the newest file or in the middle of its last group: most likely an append that a
+      crash cut short, and nobody was promised what stood there. It counts as nothing, but as nobody can know, its bytes
+      are copied to quarantine all the same.
 
     Raises:
         SpoolFormatError: a newer version wrote it.
@@ -75,6 +76,8 @@ def recover(folder: Folder, step: Callable[[], None]) -> Recovered:
         if following is None or following > found.cursor.position + 1:  # else all of it is settled, damaged or not
             damage = scan.damage(has_newer=at < newest)
             found.damaged += sum(_save(folder, file, place) for place in damage)
+            for place in scan.torn(damage):
+                _save(folder, file, place, torn=True)
         if scan.frames or file.unsaved:
             found.files.append(file)
         else:
@@ -129,6 +132,11 @@ class _Scan:
             places.append(Damage(file.end, stated.end, "corrupt"))  # gone without a trace
         return places
 
+    def torn(self, damage: list[Damage]) -> list[Damage]:
+        """The other places that may hold what is not settled, but for those that an earlier start has judged."""
+        holes = self.stated.holes if self.stated else []
+        return [place for place in self._unsettled if place not in damage and place[:2] not in holes]
+
     def good_end(self) -> GoodEnd:
         """What the next file's opening note can say of this one, if it is on the device."""
         if self.stated is not None:
@@ -160,15 +168,17 @@ def _opening(fs: FileSystem, file: LogFile) -> dict[str, GoodEnd]:
     return decode_opening(first) if isinstance(first, Frame) and first.start == 0 else {}
 
 
-def _save(folder: Folder, file: LogFile, place: Damage) -> bool:
+def _save(folder: Folder, file: LogFile, place: Damage, *, torn: bool = False) -> bool:
+    what = "torn" if torn else "damaged"
     try:
-        news = folder.save_damage(file, place)
+        news = folder.save_damage(file, place, torn=torn)
     except OSError as error:
-        _log.warning("damaged spool bytes not in quarantine yet", file=str(file.path), error=str(error))
-        file.unsaved.append(Unsaved(place, counts=True))
+        _log.warning(f"{what} spool bytes not in quarantine yet", file=str(file.path), error=str(error))
+        file.unsaved.append(Unsaved(place, counts=not torn, torn=torn))
         return False
     if news:
-        _log.error("spool file damaged, bytes in quarantine", file=str(file.path), start=place.start, end=place.end)
+        say = _log.warning if torn else _log.error
+        say(f"spool file {what}, bytes in quarantine", file=str(file.path), start=place.start, end=place.end)
     return news
 
 

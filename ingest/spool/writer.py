@@ -13,7 +13,7 @@ from ingest.contract.push import Push
 from ingest.runtime.logfile import HEADER_BYTES, LogWriter, encode_frame, encode_header
 from ingest.spool.base import SpoolBrokenError, SpoolFullError
 from ingest.spool.folder import Budget, Folder, LogFile, log_name
-from ingest.spool.record import OPENING_TAG, GoodEnd, encode_opening, encode_tag
+from ingest.spool.record import OPENING_TAG, GoodEnd, encode_closing_tag, encode_opening, encode_tag
 
 _log = structlog.get_logger(__name__)
 
@@ -99,8 +99,8 @@ class GroupWriter:
 
     @property
     def room_bytes(self) -> int:
-        """What the present file still takes."""
-        return self._log.allocated - self._log.end if self._log else 0
+        """What the present file still takes, without the room of its last note."""
+        return self._log.allocated - self._log.end - HEADER_BYTES if self._log else 0
 
     def commit(self, pushes: Sequence[Push], outcome: Outcome) -> None:
         """Write all of them and return when each is durable or refused; `outcome` has a part for every one, in order.
@@ -129,6 +129,18 @@ class GroupWriter:
         if self.room_bytes >= SMALLEST_FRAME_BYTES:
             return None
         return self._next_file(SMALLEST_FRAME_BYTES, outcome)
+
+    def finish(self, outcome: Outcome) -> None:
+        """End the present file for good, with a note that vouches for its last group: no other file will."""
+        if self._log is not None and self._file is not None and self.file_kept:
+            note = encode_frame(self._sequence, encode_closing_tag(self._log.synced), b"", salt=self._file.salt)
+            self._sequence += 1
+            try:
+                self._log.append(note)
+                self._log.sync()
+            except OSError as error:
+                _log.warning("spool file ended without its note", file=str(self._log.path), error=str(error))
+        self.seal(outcome)
 
     def seal(self, outcome: Outcome) -> None:
         """End the present file at its last synced byte; the next push begins a new one."""
@@ -189,7 +201,7 @@ class GroupWriter:
             ends[self._log.path.name] = GoodEnd(self._log.synced)
         salt = secrets.randbits(32)
         opening = encode_frame(self._sequence, OPENING_TAG, encode_opening(_newest(ends)), salt=salt)
-        least = len(opening) + frame_bytes
+        least = len(opening) + frame_bytes + HEADER_BYTES
         try:
             with self._budget.claim(max(self._file_bytes, least), least) as granted:
                 log = self._create(salt, granted, least)

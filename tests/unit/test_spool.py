@@ -607,8 +607,10 @@ async def test_a_log_file_that_vanished_blocks_nothing(fs: FaultyFileSystem, ope
     assert any(name.endswith(".note") for name in fs.inner.listdir(ROOT / "quarantine"))
 
 
-async def test_a_torn_tail_is_nobodys_loss(fs: FaultyFileSystem, opener: Opener) -> None:
-    """The end of an append that a crash cut is ignored without a word, and stays ignored."""
+async def test_a_torn_tail_counts_as_nothing_and_is_kept(
+    fs: FaultyFileSystem, opener: Opener, logs_of_the_spool: list[MutableMapping[str, Any]]
+) -> None:
+    """What a crash cut off, or what rotted in the last group of all, nobody can tell: it is copied, once, uncounted."""
     spool = await opener.spool()
     await spool.append(a_push(b"whole"))
     await spool.append(a_push(b"torn"))
@@ -619,10 +621,47 @@ async def test_a_torn_tail_is_nobodys_loss(fs: FaultyFileSystem, opener: Opener)
     for later in ([], [b"later"]):
         again = await opener.spool()
         assert await bodies(again) == [b"whole", *later]
-        assert again.accounts.quarantined == 0
+        assert (again.accounts.quarantined, again.accounts.unaccounted()) == (0, 0)
         await again.append(a_push(b"later"))
         await opener.killed()
-    assert "quarantine" not in fs.inner.listdir(ROOT)
+    assert in_quarantine(fs).endswith(b"tnrn")
+    assert [log["log_level"] for log in logs_of_the_spool if log["event"].startswith("spool file torn")] == ["warning"]
+
+
+async def test_a_torn_tail_that_cannot_be_copied_yet_is_not_deleted(fs: FaultyFileSystem, opener: Opener) -> None:
+    """Its file waits until quarantine takes the bytes, settled or not."""
+    spool = await opener.spool()
+    await spool.append(a_push(b"torn"))
+    (path,) = logs(fs, spool)
+    await opener.killed()
+    await rot(fs, path, starts(fs, path)[b"torn"] + 41)
+    fs.plan = refusing_quarantine
+    again = await opener.spool()
+    with pytest.raises(OSError, match="No space"):
+        await again.tidy()
+    fs.plan = None
+    assert path in logs(fs, again)
+
+    await again.tidy()
+
+    assert path not in logs(fs, again)
+    assert in_quarantine(fs).endswith(b"tnrn")
+
+
+@pytest.mark.parametrize("victim", [b"one", b"last"])
+async def test_a_clean_close_vouches_for_every_group(fs: FaultyFileSystem, opener: Opener, victim: bytes) -> None:
+    """After it rotten bytes are damage and counted, those of the last group too."""
+    spool = await opener.spool()
+    for body in (b"one", b"last"):
+        await spool.append(a_push(body))
+    (path,) = logs(fs, spool)
+    await spool.close()
+    await rot(fs, path, starts(fs, path)[victim] + 41)
+
+    again = await opener.spool()
+
+    assert await bodies(again) == [body for body in (b"one", b"last") if body != victim]
+    assert (again.accounts.quarantined, again.accounts.unaccounted()) == (1, 0)
 
 
 async def test_a_newer_format_is_not_touched(fs: FaultyFileSystem, opener: Opener) -> None:
