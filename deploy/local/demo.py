@@ -239,13 +239,13 @@ def main() -> int:
         )
         good = Demo(stack, console, options.messages).run()
     except LocalServiceError as error:
-        console.print(f"error: {error}", style="red", markup=False)
+        print(f"error: {error}", file=sys.stderr)
         return 3
     finally:
         if stack is not None and not (options.keep and good):
             stack.stop()
     if good and options.keep:
-        console.print(where_to_look(stack))
+        print(where_to_look(stack))
     console.print("[green]nothing lost, wrong or repeated[/]" if good else "[red]the books do not balance[/]")
     return 0 if good else 1
 

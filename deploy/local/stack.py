@@ -1,11 +1,12 @@
 """The stack of the demo on this machine: Kafka, receiver, two assemblers, sink to SQLite.
 
-`python -m deploy.local.stack up` starts it on the ports that the settings have by default and leaves it running,
-`down` stops it and whatever a kept demo left. Data stays in `var/`.
+`python -m deploy.local.stack up` starts it on the ports that the settings have by default (`DLRFLOW_KAFKA_PORT` and
+`DLR_HTTP_PORT` name others) and leaves it running, `down` stops it and whatever a kept demo left. Data stays in `var/`.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,8 +20,9 @@ __all__ = ["ASSEMBLERS", "COMMANDS", "DEMO_FOLDER", "RECEIVER", "REPOSITORY", "S
 
 STACK_FOLDER: Final = REPOSITORY / "var" / "stack"
 DEMO_FOLDER: Final = REPOSITORY / "var" / "demo"
-KAFKA_PORT: Final = 9092
-HTTP_PORT: Final = 8080
+PORTS: Final = {"DLRFLOW_KAFKA_PORT": 9092, "DLR_HTTP_PORT": 8080}
+"""Of `up`, by the variable of the environment that names another."""
+
 KAFKA_HEAP_MIB: Final = 512
 
 
@@ -130,14 +132,15 @@ def main() -> int:
     try:
         if down(STACK_FOLDER):
             print("stopped the stack that was running")
-        stack = Stack(STACK_FOLDER, detached=True, kafka_port=KAFKA_PORT, http_port=HTTP_PORT)
+        kafka_port, http_port = (int(os.environ.get(name, port)) for name, port in PORTS.items())
+        stack = Stack(STACK_FOLDER, detached=True, kafka_port=kafka_port, http_port=http_port)
         try:
             stack.start(lambda what: print(f"starting {what}", flush=True))
         except BaseException:
             stack.stop()
             raise
     except LocalServiceError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error} (other ports: {', '.join(PORTS)})", file=sys.stderr)
         return 3
     print(where_to_look(stack))
     return 0
