@@ -25,7 +25,8 @@ _INT64_DIGITS = 20
 _MAY_OVERFLOW = re.compile(rb"[0-9]{200}|[eE]\+?0*[1-9][0-9]{2}")
 """In every document with a number beyond a double: an exponent of three digits, or nearly as many digits."""
 
-_ONE_OR_TWO_DIGITS = re.compile("[0-9]{1,2}")
+_NUMBERS = {text: number for number in range(1, NUMBER_MAX + 1) for text in (f"{number}", f"{number:02}")}
+"""Every text of one or two ASCII digits that names a segment number."""
 
 
 class Reason(StrEnum):
@@ -135,7 +136,9 @@ def read_report(value: object) -> Report:  # noqa: C901 - one branch a field; ca
     if type(value) is not dict:
         raise RejectedError(Reason.NOT_AN_OBJECT, "The report is not a JSON object.")
     get = value.get
-    message_id = _message_id(get("smsMsgId"))
+    message_id = get("smsMsgId")
+    if not (type(message_id) is str and 0 < len(message_id) <= MESSAGE_ID_MAX and message_id.isprintable()):
+        message_id = _message_id(message_id)
     status = get("status")
     if not (type(status) is str and 0 < len(status) <= STATUS_MAX and status.isprintable()):
         status = _status(status, message_id)
@@ -202,7 +205,7 @@ def _number(value: object, name: str, message_id: str) -> int | None:
     """A segment number: an integer or one or two ASCII digits, 1 to 99; None where it is absent."""
     if value is None or value == "":
         return None
-    number = int(value) if type(value) is str and _ONE_OR_TWO_DIGITS.fullmatch(value) else value
+    number = _NUMBERS.get(value) if type(value) is str else value
     if type(number) is not int or not 1 <= number <= NUMBER_MAX:
         raise RejectedError(Reason.BAD_SEQUENCE, f"The {name} is not a number from 1 to {NUMBER_MAX}.", message_id)
     return number
