@@ -10,6 +10,8 @@ from ingest.contract.envelope import rfc3339_ms
 from ingest.contract.report import Report
 from ingest.contract.result import SCHEMA_VERSION, Outcome, Result, ResultReason, SegmentResult
 
+_DELIVERED, _INCOMPLETE = Outcome.DELIVERED, Outcome.INCOMPLETE  # looking a member up costs as much as comparing it
+
 FINAL_RANK = 1
 """The least rank at which a segment is final."""
 
@@ -84,10 +86,10 @@ def total_of(state: MessageState) -> int:
 def outcome_of(state: MessageState) -> Outcome:
     """What became of the message so far."""
     if not is_final(state):
-        return Outcome.INCOMPLETE
+        return _INCOMPLETE
     statuses = {counted.status for counted in state.segments}
     if DELIVERED_STATUS in statuses:
-        return Outcome.DELIVERED if len(statuses) == 1 else Outcome.PARTIALLY_DELIVERED
+        return _DELIVERED if len(statuses) == 1 else Outcome.PARTIALLY_DELIVERED
     return Outcome.UNKNOWN if statuses == {UNKNOWN_STATUS} else Outcome.FAILED
 
 
@@ -99,28 +101,27 @@ def result_of(state: MessageState, reason: ResultReason, message_id: str) -> Res
         reason: why it is emitted.
         message_id: the `smsMsgId`; a state keeps it only while it waits.
     """
+    segments = state.segments
     outcome = outcome_of(state)
     total = total_of(state)
-    to, extend = _to_and_extend(state)
+    to, extend = (segments[0].to, segments[0].extend) if len(segments) == 1 else _to_and_extend(state)
+    first_received_at = rfc3339_ms(state.first_ms)
     return Result(
         schema_version=SCHEMA_VERSION,
         sms_msg_id=message_id,
         revision=state.revision,
         outcome=outcome,
-        final=outcome is not Outcome.INCOMPLETE,
+        final=outcome is not _INCOMPLETE,
         total=total,
-        received=len(state.segments),
-        missing=_missing(state, total),
+        received=len(segments),
+        missing=_missing(state, total) if len(segments) != total else [],
         total_conflict=state.total_least != state.total_greatest,
-        segments=[
-            SegmentResult(counted.sequence, counted.status, counted.source, counted.update_time, counted.org_code)
-            for counted in state.segments
-        ],
+        segments=[SegmentResult(c.sequence, c.status, c.source, c.update_time, c.org_code) for c in segments],
         to=to,
         extend=extend,
         reason=reason,
-        first_received_at=rfc3339_ms(state.first_ms),
-        last_received_at=rfc3339_ms(state.last_ms),
+        first_received_at=first_received_at,
+        last_received_at=first_received_at if state.last_ms == state.first_ms else rfc3339_ms(state.last_ms),
     )
 
 
@@ -135,8 +136,6 @@ def _shown(state: MessageState) -> tuple[object, ...]:
 
 
 def _missing(state: MessageState, total: int) -> list[int]:
-    if len(state.segments) == total:
-        return []
     heard = {counted.sequence for counted in state.segments}
     return [sequence for sequence in range(1, total + 1) if sequence not in heard]
 
