@@ -5,6 +5,8 @@ other slot. The file is filled with zeros when it is made and never grows, so th
 whose progress frees it. After a failed sync the file is left for a new one; of several files the highest counter wins.
 """
 
+import contextlib
+import errno
 import re
 import struct
 from pathlib import Path
@@ -13,6 +15,9 @@ import google_crc32c
 
 from ingest.runtime.files import File, FileSystem
 from ingest.spool.salvage import SalvagedFile
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What a full device, or quota, answers."""
 
 _SLOT = struct.Struct("<4sQQ")  # magic, counter, position
 _CHECKSUM = struct.Struct("<I")
@@ -52,7 +57,8 @@ class Cursor:
         """Make a position durable.
 
         Raises:
-            OSError: it is not (known to be) durable; call again later, another file will be used.
+            OSError: it is not (known to be) durable; call again later. Another file will be used, unless there was only
+                no room: a new file would need more of it.
         """
         if self._file is None:
             # The file of an earlier process is overwritten in place: a full disk has no room for another.
@@ -61,8 +67,11 @@ class Cursor:
         try:
             self._file.pwrite([_encode(self._counter, position)], self._counter % 2 * _SLOT_BYTES)
             self._file.sync()
-        except OSError:
-            self._path = None
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                self._counter -= 1  # the same slot again: the other one holds what counts
+            else:
+                self._path = None
             self.close()
             raise
         self.position = position
@@ -85,12 +94,15 @@ class Cursor:
             file.pwrite(slots, 0)
             file.sync()
             self._fs.sync_dir(self._folder)
-            for name in self._fs.listdir(self._folder):
-                if _NAME.fullmatch(name) and name != path.name:
-                    self._fs.unlink(self._folder / name)
         except BaseException:
             file.close()
+            with contextlib.suppress(OSError):
+                self._fs.unlink(path)
             raise
+        for name in self._fs.listdir(self._folder):
+            if _NAME.fullmatch(name) and name != path.name:
+                with contextlib.suppress(OSError):  # it counts less than the new one; the next may remove it
+                    self._fs.unlink(self._folder / name)
         self._path = path
         return file
 

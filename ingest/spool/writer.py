@@ -1,7 +1,6 @@
 """Writing groups of pushes into log files. Synchronous and single threaded; `ingest.spool.disk` gives it a thread."""
 
 import contextlib
-import errno
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import structlog
 from ingest.contract.push import Push
 from ingest.runtime.logfile import HEADER_BYTES, LogWriter, encode_frame, encode_header
 from ingest.spool.base import SpoolBrokenError, SpoolFullError
+from ingest.spool.cursor import NO_ROOM
 from ingest.spool.folder import Budget, Folder, LogFile, log_name
 from ingest.spool.record import OPENING_TAG, GoodEnd, encode_closing_tag, encode_opening, encode_tag
 
@@ -22,8 +22,6 @@ SMALLEST_FRAME_BYTES = HEADER_BYTES + 64
 
 _STATED_ENDS_MAX = 32
 """Files whose good end an opening note states."""
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(slots=True)
@@ -229,7 +227,7 @@ class GroupWriter:
                 return LogWriter(self._folder.fs, path, granted)
             except OSError as error:
                 # The device has less room than we may take: a smaller file is better than none.
-                if error.errno not in _NO_ROOM or granted == least:
+                if error.errno not in NO_ROOM or granted == least:
                     raise
                 granted = max(granted // 2, least)
 
@@ -240,6 +238,6 @@ def _newest(ends: dict[str, GoodEnd]) -> dict[str, GoodEnd]:
 
 
 def _as_spool_error(error: OSError) -> Exception:
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         return SpoolFullError(f"the spool's device has no room: {error.strerror}")
     return SpoolBrokenError(f"the spool's device failed: {error.strerror}")
