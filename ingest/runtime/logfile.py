@@ -129,9 +129,25 @@ def scan_file(
 
 
 def read_frames(
-    file: Readable, start: int, max_bytes: int, end: int | None = None, *, salt: int = 0, after: int = -1
+    file: Readable,
+    start: int,
+    max_bytes: int,
+    end: int | None = None,
+    *,
+    salt: int = 0,
+    after: int = -1,
+    overhead_bytes: int = 0,
 ) -> tuple[list[Frame | Damage], int]:
     """One bounded piece of a file, at least one item of it if there is any.
+
+    Args:
+        file: open to be read.
+        start: where the piece begins.
+        max_bytes: no more items once they reach this, `overhead_bytes` for each included.
+        end: as for `scan_file`.
+        salt: as it was written with.
+        after: sequence that the first frame must be above.
+        overhead_bytes: what each item takes in memory besides its bytes.
 
     Returns:
         The items, and the offset and where to go on; that is `start` again if nothing is there (yet).
@@ -139,7 +155,7 @@ def read_frames(
     found: list[Frame | Damage] = []
     for item in scan_file(file, start, end, salt=salt, after=after, chunk_bytes=min(CHUNK_BYTES, max(max_bytes, 1))):
         found.append(item)
-        if item.end - start >= max_bytes:
+        if item.end - start + len(found) * overhead_bytes >= max_bytes:
             break
     return found, found[-1].end if found else start
 

@@ -15,9 +15,10 @@ from typing import TypeVar
 
 import structlog
 
+from ingest.contract.push import Push
 from ingest.runtime.clock import Clock
 from ingest.spool.accounts import Accounts
-from ingest.spool.base import Spooled
+from ingest.spool.base import PUSH_OVERHEAD_BYTES, PUSHES_PER_TAKE, Spooled
 from ingest.spool.folder import Folder, LogFile, Unsaved, save_in_quarantine
 from ingest.spool.reading import Place, read_piece
 from ingest.spool.recovery import Recovered
@@ -32,8 +33,9 @@ class BacklogLimits:
     """Bounds of the reading side.
 
     Attributes:
-        cache_bytes: bodies kept in memory for a reader that keeps up; beyond that they are read from the files again.
-        read_bytes: how much is read from a file at once.
+        cache_bytes: pushes kept in memory for a reader that keeps up, `PUSH_OVERHEAD_BYTES` each besides the body;
+            beyond that they are read from the files again.
+        read_bytes: how much is read from a file at once, counted in the same way.
         settle_delay_s: how long settled positions are gathered before the cursor is moved.
         retry_s: pause after the device refused to move the cursor or to delete.
     """
@@ -42,6 +44,11 @@ class BacklogLimits:
     read_bytes: int = 4 * 1024 * 1024
     settle_delay_s: float = 0.05
     retry_s: float = 1.0
+
+
+def _weight(push: Push) -> int:
+    """What a push takes in memory."""
+    return PUSH_OVERHEAD_BYTES + len(push.body)
 
 
 class DiskBacklog:
@@ -139,12 +146,12 @@ class DiskBacklog:
                 await self._news.wait()
         taken: list[Spooled] = []
         size = 0
-        while self._ready and not self._closed and size < max_bytes:
+        while self._ready and not self._closed and size < max_bytes and len(taken) < PUSHES_PER_TAKE:
             item = self._ready.popleft()
             self._in_flight.append(item)
             taken.append(item[0])
             size += len(item[0].push.body)
-        self._ready_bytes -= size
+            self._ready_bytes -= _weight(item[0].push)
         return taken
 
     def settle(self, position: int) -> None:
@@ -157,14 +164,14 @@ class DiskBacklog:
                 self._settled = spooled.position
                 self._oldest_hint = spooled.push.received_ms
                 if known is self._ready:
-                    self._ready_bytes -= len(spooled.push.body)
+                    self._ready_bytes -= _weight(spooled.push)
                 file.settled = spooled.position
                 self._forget(file, 1, spooled.push.reports, len(spooled.push.body))
         self._tidy_later(self._limits.settle_delay_s)
 
     def rewind(self) -> None:
         """See `ingest.spool.base.Backlog.rewind`."""
-        self._ready_bytes += sum(len(spooled.push.body) for spooled, _ in self._in_flight)
+        self._ready_bytes += sum(_weight(spooled.push) for spooled, _ in self._in_flight)
         self._ready.extendleft(reversed(self._in_flight))
         self._in_flight.clear()
         self._news.set()
@@ -240,11 +247,11 @@ class DiskBacklog:
         self._bytes += size
         if self._place is not None:
             return
-        if self._ready and self._ready_bytes + size > self._limits.cache_bytes:
+        if self._ready and self._ready_bytes + _weight(spooled.push) > self._limits.cache_bytes:
             self._place = Place(file, start, spooled.position - 1)
             return
         self._ready.append((spooled, file))
-        self._ready_bytes += size
+        self._ready_bytes += _weight(spooled.push)
         self._news.set()
 
     def _forget(self, file: LogFile, pushes: int, reports: int, body_bytes: int) -> None:
@@ -267,7 +274,7 @@ class DiskBacklog:
         for spooled in piece.items:
             if spooled.position > self._settled:
                 self._ready.append((spooled, file))
-                self._ready_bytes += len(spooled.push.body)
+                self._ready_bytes += _weight(spooled.push)
         for damage in piece.damaged:
             if damage not in file.known:
                 file.unsaved.append(Unsaved(damage, counts=False))

@@ -1,8 +1,14 @@
 """What the receiver and the forwarder ask of a spool. The promises are here, the files in `ingest.spool.disk`."""
 
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ingest.contract.push import Push
+
+PUSH_OVERHEAD_BYTES: Final = 1024
+"""What a push takes in memory besides its body: without it no bound in bytes would bound pushes without body."""
+
+PUSHES_PER_TAKE: Final = 1000
+"""Most pushes that a backlog hands out at once."""
 
 
 class SpoolFullError(Exception):
@@ -70,7 +76,9 @@ class Backlog(Protocol):
         ...
 
     async def take(self, max_bytes: int) -> list[Spooled]:
-        """The next pushes in order, each handed out once; at least one, and no more once `max_bytes` are reached.
+        """The next pushes in order, each handed out once.
+
+        At least one; no more once their bodies reach `max_bytes`, and at most `PUSHES_PER_TAKE`.
 
         Waits while everything durable has been handed out. Returns an empty list when nothing will come any more:
         the backlog is closed, or it is read only and all of it is handed out.

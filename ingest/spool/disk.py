@@ -17,11 +17,10 @@ import structlog
 from ingest.contract.push import Push
 from ingest.runtime.clock import Clock
 from ingest.runtime.files import FileSystem
-from ingest.runtime.logfile import HEADER_BYTES
 from ingest.spool.accounts import Accounts
 from ingest.spool.acquire import Pace, in_thread, take_folder, take_free_folders
 from ingest.spool.backlog import BacklogLimits, DiskBacklog
-from ingest.spool.base import SpoolBrokenError, Spooled, SpoolFullError
+from ingest.spool.base import PUSH_OVERHEAD_BYTES, SpoolBrokenError, Spooled, SpoolFullError
 from ingest.spool.folder import Budget, Folder
 from ingest.spool.outlook import Outlook
 from ingest.spool.recovery import Recovered
@@ -44,7 +43,8 @@ class SpoolOptions:
         max_bytes: what the log files of all folders under the root may take together.
         allow_volatile: take a file system that forgets, or one behind a network, all the same.
         file_bytes: room that is preallocated for a log file; None: 64 MiB, less if `max_bytes` is small.
-        waiting_max_bytes: pushes that wait for their sync; beyond it `append` refuses.
+        waiting_max_bytes: pushes that wait for their sync; beyond it `append` refuses. For each `PUSH_OVERHEAD_BYTES`
+            count besides its body, here and below.
         group_max_bytes: pushes that are written and synced together.
         reuse_max_bytes: a folder with more in log files is not opened again but left to be adopted, so that opening
             takes no longer than reading this much.
@@ -147,7 +147,7 @@ class DiskSpool(DiskBacklog):
             raise SpoolBrokenError("the spool is closed")
         if self._hangs():
             raise SpoolBrokenError("the disk does not answer")
-        size = HEADER_BYTES + len(push.body)
+        size = PUSH_OVERHEAD_BYTES + len(push.body)
         if self._waiting_bytes and self._waiting_bytes + size > self._options.waiting_max_bytes:
             raise SpoolFullError("too many pushes wait for the disk")
         future: asyncio.Future[None] = self._loop.create_future()
@@ -176,7 +176,7 @@ class DiskSpool(DiskBacklog):
 
     @property
     def waiting_bytes(self) -> int:
-        """Pushes that wait for their sync."""
+        """Pushes that wait for their sync, `PUSH_OVERHEAD_BYTES` each besides the body."""
         return self._waiting_bytes
 
     @property

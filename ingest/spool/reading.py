@@ -3,7 +3,7 @@
 import structlog
 
 from ingest.runtime.logfile import Damage, read_frames
-from ingest.spool.base import Spooled
+from ingest.spool.base import PUSH_OVERHEAD_BYTES, Spooled
 from ingest.spool.folder import Folder, LogFile
 from ingest.spool.record import decode_push
 from ingest.spool.salvage import SalvagedFile
@@ -51,7 +51,15 @@ def read_piece(folder: Folder, file: LogFile, place: Place, end: int, max_bytes:
         piece.offset = end
         return piece
     try:
-        found, offset = read_frames(opened, place.offset, max_bytes, end, salt=file.salt, after=place.after)
+        found, offset = read_frames(
+            opened,
+            place.offset,
+            max_bytes,
+            end,
+            salt=file.salt,
+            after=place.after,
+            overhead_bytes=PUSH_OVERHEAD_BYTES,
+        )
     finally:
         opened.close()
     if opened.lost_bytes:

@@ -16,7 +16,7 @@ from ingest.spool.disk import DiskSpool, SpoolOptions, adopt_free, open_spool
 from tests.fakes.files import ModelFileSystem
 
 # Small enough that a few pushes take several files, reads and more than the memory.
-LIMITS = BacklogLimits(cache_bytes=700, read_bytes=500, settle_delay_s=0.001, retry_s=0.001)
+LIMITS = BacklogLimits(cache_bytes=7 * 1100, read_bytes=5 * 1100, settle_delay_s=0.001, retry_s=0.001)
 OPTIONS = SpoolOptions(file_bytes=1000, backlog=LIMITS, allow_volatile=True)
 
 FilledBacklog = Callable[[list[Push]], Awaitable[Backlog]]

@@ -31,7 +31,7 @@ OPTIONS = SpoolOptions(
     max_bytes=1 << 20,
     file_bytes=2048,
     retry_s=0,
-    backlog=BacklogLimits(cache_bytes=1500, read_bytes=700, settle_delay_s=FAR_S, retry_s=FAR_S),
+    backlog=BacklogLimits(cache_bytes=3 * 1400, read_bytes=2 * 1200, settle_delay_s=FAR_S, retry_s=FAR_S),
 )
 
 FAULTS = st.tuples(

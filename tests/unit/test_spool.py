@@ -18,7 +18,7 @@ from ingest.runtime.logfile import Frame, encode_frame, scan
 from ingest.spool import salvage
 from ingest.spool.accounts import Accounts
 from ingest.spool.backlog import BacklogLimits, DiskBacklog
-from ingest.spool.base import SpoolBrokenError, SpoolFormatError, SpoolFullError, VolatileSpoolError
+from ingest.spool.base import PUSHES_PER_TAKE, SpoolBrokenError, SpoolFormatError, SpoolFullError, VolatileSpoolError
 from ingest.spool.cursor import Cursor
 from ingest.spool.disk import DiskSpool, SpoolOptions, adopt_each, adopt_free, open_spool
 from ingest.spool.folder import Budget, check_device, folders, make_folders
@@ -284,7 +284,7 @@ async def test_settling_makes_room(opener: Opener) -> None:
 
 async def test_the_queue_before_the_disk_is_bounded(fs: FaultyFileSystem, opener: Opener) -> None:
     """While the device hangs, pushes beyond the limit are refused at once."""
-    spool = await opener.spool(SpoolOptions(waiting_max_bytes=1000, backlog=LIMITS))
+    spool = await opener.spool(SpoolOptions(waiting_max_bytes=3000, backlog=LIMITS))
     gate = asyncio.Event()
     fs.plan = hanging(gate)
     waiting = [asyncio.create_task(spool.append(a_push(b"x" * 450))) for _ in range(2)]
@@ -296,6 +296,28 @@ async def test_the_queue_before_the_disk_is_bounded(fs: FaultyFileSystem, opener
     await asyncio.gather(*waiting)
     assert spool.waiting_bytes == 0
     assert spool.has_room()
+
+
+async def test_small_pushes_in_memory_are_bounded_too(opener: Opener) -> None:
+    """Neither the cache nor a read from the files takes pushes without body for nothing."""
+    limits = BacklogLimits(cache_bytes=10_240, read_bytes=10_240, settle_delay_s=3600, retry_s=3600)
+    spool = await opener.spool(SpoolOptions(file_bytes=1 << 20, backlog=limits))
+    await asyncio.gather(*(spool.append(a_push(b"")) for _ in range(100)))
+
+    pieces: list[int] = []
+    while sum(pieces) < 100:
+        pieces.append(len(await spool.take(1 << 20)))
+
+    assert max(pieces) <= 10
+
+
+async def test_a_take_of_small_pushes_is_bounded_too(opener: Opener) -> None:
+    """However many bytes are asked for, a take has a most number."""
+    spool = await opener.spool(SpoolOptions(file_bytes=1 << 20, backlog=LIMITS))
+    await asyncio.gather(*(spool.append(a_push(b"")) for _ in range(PUSHES_PER_TAKE + 10)))
+
+    assert len(await spool.take(1 << 30)) == PUSHES_PER_TAKE
+    assert len(await spool.take(1 << 30)) == 10
 
 
 async def test_a_disk_that_hangs_keeps_nobody_waiting(fs: FaultyFileSystem) -> None:
@@ -924,6 +946,51 @@ async def test_a_cursor_that_fails_is_moved_later(fs: FaultyFileSystem, opener: 
 
     assert [name for name in fs.inner.listdir(ROOT / spool.name) if "cursor" in name] == ["cursor-000002.v1"]
     assert (await opener.spool()).pending_reports == 0
+
+
+@pytest.mark.parametrize("call", ["pwrite", "sync", "sync_dir"])
+def test_a_cursor_that_cannot_be_made_leaves_nothing_behind(fs: FaultyFileSystem, call: str) -> None:
+    """However often it is tried."""
+    fs.mkdir(ROOT)
+    cursor = Cursor(fs, ROOT)
+
+    def plan(called: str, _path: Path) -> None:
+        if called == call:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    fs.plan = plan
+    for _ in range(3):
+        with pytest.raises(OSError, match="Input/output"):
+            cursor.move(5)
+    fs.plan = None
+    assert fs.inner.listdir(ROOT) == []
+
+    cursor.move(5)
+    assert len(fs.inner.listdir(ROOT)) == 1
+
+
+@pytest.mark.parametrize("call", ["pwrite", "sync"])
+def test_a_full_disk_does_not_cost_the_cursor_its_file(fs: FaultyFileSystem, call: str) -> None:
+    """Whatever the disk says meanwhile, the file that needs no more room is used, and its good slot stays."""
+    fs.mkdir(ROOT)
+    cursor = Cursor(fs, ROOT)
+    cursor.move(5)
+    before = fs.inner.listdir(ROOT)
+
+    def full(called: str, _path: Path) -> None:
+        if called in {call, "create"}:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for position in (6, 7, 8):
+        fs.plan = full
+        with pytest.raises(OSError, match="No space"):
+            cursor.move(position)
+        assert Cursor(fs.inner, ROOT).position in {5, position}
+    fs.plan = lambda called, path: full(called, path) if called == "create" else None
+    cursor.move(9)
+
+    assert fs.inner.listdir(ROOT) == before
+    assert Cursor(fs.inner, ROOT).position == 9
 
 
 def test_a_torn_slot_leaves_the_other(fs: FaultyFileSystem) -> None:
