@@ -11,7 +11,7 @@ import math
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, Final
 
 import structlog
@@ -36,7 +36,7 @@ from ingest.runtime.supervise import exit_within, run
 from ingest.settings import ReceiveSettings
 from ingest.spool.accounts import Accounts
 from ingest.spool.backlog import DiskBacklog
-from ingest.spool.disk import DiskSpool, SpoolOptions, adopt_free, open_spool
+from ingest.spool.disk import DiskSpool, SpoolOptions, adopt_each, open_spool
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +75,7 @@ class Worker:
         self._fs = RealFileSystem()
         self._accounts = Accounts()
         self._adopted: list[DiskBacklog] = []
-        self._begun = False
+        self._begun = self._leaving = False
         self._spool = LateSpool(self._open_disk, folder=settings.spool_dir, clock=self._clock)
         self._publisher = Publisher(KafkaLink(client_options(settings), self._clock), self._clock)
         self._courier = Courier(
@@ -122,7 +122,7 @@ class Worker:
             self._forwarder.serve_adopted(self._adopt),
         ]
         if self._mode is not AckMode.KAFKA:
-            coros.append(self._serve_spool())
+            coros += [self._serve_spool(), self._spool.writer_ended()]
         tasks = [asyncio.create_task(coro) for coro in coros]
         failure = await _failure_before(self._channel.stop, tasks)
         status = 0 if failure is None else 1
@@ -132,7 +132,7 @@ class Worker:
             raise failure
         if failure is not None:
             log.error("the worker ends: a part of it failed", exc_info=failure)
-        await self._leave(tasks)
+        await self._leave(tasks, failed=failure is not None)
         exit_within(LAST_S, status)
         return status
 
@@ -142,24 +142,29 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(OPEN_PATIENCE_S):
                     await self._spool.tried.wait()
-            self._spool.tried.set()
+        self._spool.tried.set()
         self._port.start()
         self._begun = True
         self._channel.say(self._state())
 
-    async def _leave(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
-        """Serve on for a moment, stop accepting, answer what is under way, publish what can be, let go of the disk."""
+    async def _leave(self, tasks: Sequence[asyncio.Task[Any]], *, failed: bool) -> None:
+        """Serve on for a moment, stop accepting, answer what is under way, publish what can be, let go of the disk.
+
+        After a failure only what was accepted is answered: a successor serves sooner, and it publishes the rest.
+        """
         end = self._clock.monotonic() + self._grace_s() - min(CLOSE_S, self._grace_s() / 4)
+        self._leaving = True
         self._port.announce_leaving()
         self._channel.say(self._state())
-        if self._begun:
+        if self._begun and not failed:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(SERVE_ON_MOST_S, self._grace_s() * SERVE_ON_SHARE)):
                     await self._channel.orphaned.wait()
         await self._port.leave(max(0.0, end - self._clock.monotonic()) * REQUESTS_SHARE)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, end - self._clock.monotonic())):
-                await self._flush()
+        if not failed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, end - self._clock.monotonic())):
+                    await self._flush()
         await self._end(tasks)
 
     async def _end(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
@@ -200,11 +205,14 @@ class Worker:
     async def _serve_spool(self) -> None:
         await self._forwarder.serve(await self._spool.open())
 
-    async def _adopt(self) -> list[DiskBacklog]:
-        self._adopted = await adopt_free(
+    async def _adopt(self) -> AsyncIterator[DiskBacklog]:
+        await self._spool.tried.wait()  # the worker's own folder is chosen first
+        self._adopted = []
+        async for backlog in adopt_each(
             self._settings.spool_dir, fs=self._fs, clock=self._clock, accounts=self._accounts
-        )
-        return self._adopted
+        ):
+            self._adopted.append(backlog)
+            yield backlog
 
     async def _report(self) -> None:
         while True:
@@ -214,7 +222,7 @@ class Worker:
 
     def _state(self) -> State:
         return State(
-            ready=self._begun and not self._channel.stop.is_set() and self._durable.has_room(),
+            ready=self._begun and not self._leaving and self._durable.has_room(),
             begun=self._begun,
             detail={
                 "spool": self._spool.has_room(),

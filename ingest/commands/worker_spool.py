@@ -35,6 +35,7 @@ class LateSpool:
 
     Attributes:
         disk: what was opened, None before.
+        opened: set when there is one.
         tried: set once a try is over, or takes too long; from then on no try ends the worker.
     """
 
@@ -43,6 +44,7 @@ class LateSpool:
         self._folder = folder
         self._clock = clock
         self.disk: DiskSpool | None = None
+        self.opened = asyncio.Event()
         self.tried = asyncio.Event()
 
     async def append(self, push: Push) -> None:
@@ -73,7 +75,14 @@ class LateSpool:
                 await self._clock.sleep(backoff.next())
             else:
                 self.tried.set()
+                self.opened.set()
                 return self.disk
+
+    async def writer_ended(self) -> None:
+        """See `DiskSpool.writer_ended`; waits for the spool to be open first."""
+        await self.opened.wait()
+        if self.disk is not None:
+            await self.disk.writer_ended()
 
     def _sentence(self, error: Exception) -> str:
         if isinstance(error, VolatileSpoolError):

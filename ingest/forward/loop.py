@@ -1,7 +1,7 @@
 """The forwarder: takes what is durable in the spool, publishes it, and settles it in order."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import structlog
@@ -80,19 +80,25 @@ class Forwarder:
                 under_way.put_nowait(_Taken(taken[-1].position, group.create_task(self._publish(taken))))
             under_way.put_nowait(None)
 
-    async def serve_adopted(self, adopt: Callable[[], Awaitable[Sequence[Adopted]]]) -> None:
+    async def serve_adopted(self, adopt: Callable[[], AsyncIterator[Adopted]]) -> None:
         """From time to time take over the folders that nobody holds, and publish them one after the other.
+
+        Reading the next ones does not hold up the first, and what was read is counted before it is published.
 
         Args:
             adopt: gives what is free, oldest first.
         """
         while True:
+            found: asyncio.Queue[Adopted | None] = asyncio.Queue()  # bounded by the number of folders
             try:
-                adopted = await adopt()
-            except OSError as error:
-                _log.error("folders of ended processes cannot be looked for", because=error.strerror)
-            else:
-                await self.serve_all(adopted)
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._look(adopt, found))
+                    while (backlog := await found.get()) is not None:
+                        await self.serve_all((backlog,))
+            finally:
+                while not found.empty():
+                    if (backlog := found.get_nowait()) is not None:
+                        await backlog.close()
             await self._clock.sleep(ADOPT_INTERVAL_S)
 
     async def serve_all(self, adopted: Sequence[Adopted]) -> None:
@@ -115,6 +121,14 @@ class Forwarder:
             if backlog.oldest_ms is None:
                 return
             await self._progress.wait()
+
+    async def _look(self, adopt: Callable[[], AsyncIterator[Adopted]], found: asyncio.Queue[Adopted | None]) -> None:
+        try:
+            async for backlog in adopt():
+                found.put_nowait(backlog)
+        except OSError as error:
+            _log.error("folders of ended processes cannot be looked for", because=error.strerror)
+        found.put_nowait(None)
 
     async def _publish(self, taken: Sequence[Spooled]) -> tuple[list[Parcel], list[Unplaced]]:
         parcels = await self._courier.unpack(spooled.push for spooled in taken)

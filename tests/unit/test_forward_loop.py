@@ -1,6 +1,7 @@
 """The forwarder: what is settled is in Kafka, every report has its place, and the accounts balance."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import orjson
@@ -295,6 +296,60 @@ async def test_adopted_folders_are_published_one_after_the_other_and_let_go() ->
 
     assert all(folder.closed for folder in folders)
     assert world.accounts.published == 3
+
+
+async def test_a_folder_is_published_while_the_next_one_is_still_being_read() -> None:
+    """A large folder holds up only itself; what was found and not published is let go in the end."""
+    world = World()
+    first, second = (MemoryBacklog([batch(report(number))], name=f"folder-{number}") for number in range(2))
+    world.accounts.attach(first)
+    read, found = asyncio.Event(), asyncio.Event()
+
+    async def adopt() -> AsyncIterator[MemoryBacklog]:
+        yield first
+        await read.wait()
+        world.link.gate.clear()
+        yield second
+        found.set()
+        await asyncio.Event().wait()
+
+    serving = asyncio.create_task(world.forwarder.serve_adopted(adopt))
+    async with asyncio.timeout(10):
+        await world.forwarder.until_settled(first)
+        assert world.accounts.published == 1
+        read.set()
+        await found.wait()
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+
+    assert (first.closed, second.closed) == (True, True)
+    world.link.gate.set()
+    await world.publisher.close()
+
+
+async def test_folders_that_cannot_be_looked_for_are_looked_for_again() -> None:
+    """What was found before that is published."""
+    world = World()
+    first, second = (MemoryBacklog([batch(report(number))], name=f"folder-{number}") for number in range(2))
+    looks = iter([first, second])
+
+    async def adopt() -> AsyncIterator[MemoryBacklog]:
+        if (folder := next(looks, None)) is None:
+            await asyncio.Event().wait()
+        else:
+            yield folder
+            raise OSError(5, "Input/output error")
+
+    serving = asyncio.create_task(world.forwarder.serve_adopted(adopt))
+    async with asyncio.timeout(10):
+        await world.forwarder.until_settled(first)
+        await world.forwarder.until_settled(second)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+
+    assert world.accounts.published == 2
 
 
 async def test_an_interrupted_adoption_lets_the_folders_go() -> None:

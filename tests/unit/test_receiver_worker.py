@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -14,13 +17,13 @@ from prometheus_client import CollectorRegistry
 from ingest.commands import receive_worker
 from ingest.commands.receive_worker import Worker, _failure_before
 from ingest.receiver.channel import STOP, Channel, pack_settings
+from ingest.runtime.files import RealFile, RealFileSystem
 from ingest.settings import ReceiveSettings
-from ingest.spool.disk import DiskSpool, open_spool
+from ingest.spool.disk import DiskSpool, SpoolOptions, open_spool
+from ingest.spool.writer import GroupWriter
+from tests.fakes.forward import MemoryLink
 
-PUSH = (
-    b"POST /batchReport HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 24\r\n\r\n"
-    b'{"statusReportList":[]}\n'
-)
+HEAD = b"POST /batchReport HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 PATIENCE_S = 20
 
 
@@ -42,11 +45,11 @@ class Parent:
                     return state
         raise AssertionError("the worker says no more")
 
-    async def push(self) -> int:
+    async def push(self, body: bytes = b'{"statusReportList":[]}') -> int:
         """Push to the worker's port; returns the status."""
         async with asyncio.timeout(PATIENCE_S):
             reader, writer = await asyncio.open_connection(*self.address)
-            writer.write(PUSH)
+            writer.write(HEAD % len(body) + body)
             status = int((await reader.readline()).split()[1])
             writer.close()
             await writer.wait_closed()
@@ -163,3 +166,81 @@ async def test_a_part_that_was_cancelled_by_nobody_ends_the_worker() -> None:
     part.cancel()
 
     assert isinstance(await _failure_before(asyncio.Event(), [part]), RuntimeError)
+
+
+class HangingFile(RealFile):
+    """A file whose syncs hang while the gate is shut."""
+
+    gate: ClassVar[threading.Event]
+
+    def sync(self) -> None:
+        """Wait."""
+        self.gate.wait()
+        super().sync()
+
+
+class HangingDisk(RealFileSystem):
+    """A disk that hangs."""
+
+    def create(self, path: Path) -> HangingFile:
+        """See `FileSystem`."""
+        return HangingFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+
+
+@pytest.fixture
+def disk_gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """While it is cleared the disk hangs; a push does not wait long for it."""
+    HangingFile.gate = gate = threading.Event()
+    gate.set()
+    monkeypatch.setattr(receive_worker, "RealFileSystem", HangingDisk)
+    monkeypatch.setattr(receive_worker, "SpoolOptions", partial(SpoolOptions, answer_max_s=0.2))
+    yield gate
+    gate.set()
+
+
+async def test_a_hanging_disk_leaves_pushes_to_kafka(
+    start: Start, disk_gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mode `spool-or-kafka`: the first waits a moment for the disk, the next ones not even that."""
+    link = MemoryLink(**{"sms.status-reports": 2, "sms.dead-letters": 2})
+    monkeypatch.setattr(receive_worker, "KafkaLink", lambda _options, _clock: link)
+    parent = await start(ack_mode="spool-or-kafka")
+    await parent.hears(lambda state: bool(state["ready"]))
+    disk_gate.clear()
+
+    assert [await parent.push(b"{}") for _ in range(3)] == [400] * 3
+
+    assert link.values("sms.dead-letters") == [b"{}"] * 3
+    assert (await parent.hears(lambda state: not state["detail"]["spool"]))["ready"] is True
+    disk_gate.set()
+    assert await parent.stop() == 0
+
+
+async def test_a_hanging_disk_without_kafka_is_said_to_senders_and_balancers(
+    start: Start, disk_gate: threading.Event
+) -> None:
+    """Mode `spool`: 503 and not ready, until it works again."""
+    parent = await start()
+    await parent.hears(lambda state: bool(state["ready"]))
+    disk_gate.clear()
+
+    assert await parent.push() == 503
+    await parent.hears(lambda state: not state["ready"])
+
+    disk_gate.set()
+    await parent.hears(lambda state: bool(state["ready"]))
+    assert await parent.push() == 200
+
+
+async def test_a_worker_whose_spool_writer_died_ends(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its successor has a writer; staying would answer 503 to every push from then on."""
+    parent = await start()
+    await parent.hears(lambda state: bool(state["ready"]))
+
+    def fail(*_arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(GroupWriter, "commit", fail)
+    assert await parent.push() == 503
+
+    assert await asyncio.wait_for(asyncio.shield(parent.working), PATIENCE_S) == 1
