@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
-from ingest.commands.receive_topics import look_at_topics
+from ingest.commands.receive_topics import start_look
 from ingest.contract.settings import PREFIX, AuthSettings, NetworkSettings, TlsSettings
 from ingest.receiver.durable import AckMode
 from ingest.receiver.listen import open_listener
@@ -79,7 +79,7 @@ async def receive(settings: ReceiveSettings, environ: Mapping[str, str]) -> None
         beside = [
             asyncio.create_task(stop.wait()),
             asyncio.create_task(_announce(settings, started, listener.getsockname())),
-            asyncio.create_task(look_at_topics(settings, options, clock)),
+            start_look(settings, options, clock),
         ]
         try:
             await asyncio.wait({running, beside[0]}, return_when=asyncio.FIRST_COMPLETED)

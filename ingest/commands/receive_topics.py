@@ -1,5 +1,6 @@
 """What `receive` needs of the topics, looked at once at its start (contract.md section 11)."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -30,6 +31,18 @@ async def look_at_topics(settings: ReceiveSettings, options: Mapping[str, Any], 
     for name, configs in needs.items():
         for difference in _differences(name, configs, existing.get(name)):
             log.warning("a topic is not as it must be", difference=difference)
+
+
+def start_look(settings: ReceiveSettings, options: Mapping[str, Any], clock: Clock) -> asyncio.Task[None]:
+    """Look at the topics beside the receiver. That it fails is no reason to end one, but is seen in the log."""
+    looking = asyncio.create_task(look_at_topics(settings, options, clock))
+    looking.add_done_callback(_say_failure)
+    return looking
+
+
+def _say_failure(looking: asyncio.Task[None]) -> None:
+    if not looking.cancelled() and (error := looking.exception()) is not None:
+        log.error("the look at the topics failed", exc_info=error)
 
 
 def _needs(settings: ReceiveSettings) -> dict[str, dict[str, str]]:
