@@ -27,12 +27,20 @@ _FILE_MODE = 0o600
 _DIR_MODE = 0o700
 
 
-class File(Protocol):
-    """One open file, read and written at explicit offsets. Offsets and sizes are bytes."""
+class Readable(Protocol):
+    """One open file that is read at explicit offsets. Offsets and sizes are bytes."""
 
     def pread(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes from `offset`; fewer only at the end of the file."""
         ...
+
+    def size(self) -> int:
+        """Length of the file."""
+        ...
+
+
+class File(Readable, Protocol):
+    """One open file, read and written."""
 
     def pwrite(self, parts: Sequence[bytes], offset: int) -> None:
         """Write all parts one after the other from `offset`, or raise: then any part of them may stand there."""
@@ -48,10 +56,6 @@ class File(Protocol):
 
     def sync(self) -> None:
         """Return once the data, and a length needed to read it, are on the device."""
-        ...
-
-    def size(self) -> int:
-        """Length of the file."""
         ...
 
     def close(self) -> None:

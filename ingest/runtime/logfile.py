@@ -18,11 +18,11 @@ import errno
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import google_crc32c
 
-from ingest.runtime.files import FileSystem
+from ingest.runtime.files import FileSystem, Readable
 
 MAGIC = b"\xd1LF\x01"
 TAG_BYTES = 16
@@ -35,18 +35,6 @@ HEADER_BYTES = _HEADER.size + _CHECKSUM.size
 _SEARCH_BYTES = 64 * 1024
 CHUNK_BYTES = 1024 * 1024
 """How much of a file is read at once, unless one frame is larger."""
-
-
-class Readable(Protocol):
-    """What is asked of a file to be scanned (`ingest.runtime.files.File` is one)."""
-
-    def pread(self, size: int, offset: int) -> bytes:
-        """Up to `size` bytes from `offset`; fewer only at the end of the file."""
-        ...
-
-    def size(self) -> int:
-        """Length of the file."""
-        ...
 
 
 class Frame(NamedTuple):
@@ -144,9 +132,7 @@ def read_frames(
         file: open to be read.
         start: where the piece begins.
         max_bytes: no more items once they reach this, `overhead_bytes` for each included.
-        end: as for `scan_file`.
-        salt: as it was written with.
-        after: sequence that the first frame must be above.
+        end: as for `scan_file`, and so are `salt` and `after`.
         overhead_bytes: what each item takes in memory besides its bytes.
 
     Returns:

@@ -9,7 +9,6 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -20,30 +19,13 @@ from ingest.runtime.clock import Clock
 from ingest.spool.accounts import Accounts
 from ingest.spool.base import PUSH_OVERHEAD_BYTES, PUSHES_PER_TAKE, Spooled
 from ingest.spool.folder import Folder, LogFile, Unsaved, save_in_quarantine
+from ingest.spool.options import BacklogLimits
 from ingest.spool.reading import Place, read_piece
 from ingest.spool.recovery import Recovered
 
 _log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BacklogLimits:
-    """Bounds of the reading side.
-
-    Attributes:
-        cache_bytes: pushes kept in memory for a reader that keeps up, `PUSH_OVERHEAD_BYTES` each besides the body;
-            beyond that they are read from the files again.
-        read_bytes: how much is read from a file at once, counted in the same way.
-        settle_delay_s: how long settled positions are gathered before the cursor is moved.
-        retry_s: pause after the device refused to move the cursor or to delete.
-    """
-
-    cache_bytes: int = 32 * 1024 * 1024
-    read_bytes: int = 4 * 1024 * 1024
-    settle_delay_s: float = 0.05
-    retry_s: float = 1.0
 
 
 def _weight(push: Push) -> int:

@@ -9,7 +9,6 @@ import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -19,56 +18,19 @@ from ingest.runtime.clock import Clock
 from ingest.runtime.files import FileSystem
 from ingest.spool.accounts import Accounts
 from ingest.spool.acquire import Pace, in_thread, take_folder, take_free_folders
-from ingest.spool.backlog import BacklogLimits, DiskBacklog
+from ingest.spool.backlog import DiskBacklog
 from ingest.spool.base import PUSH_OVERHEAD_BYTES, SpoolBrokenError, Spooled, SpoolFullError
 from ingest.spool.folder import Budget, Folder
+from ingest.spool.options import BacklogLimits, SpoolOptions
 from ingest.spool.outlook import Outlook
 from ingest.spool.recovery import Recovered
 from ingest.spool.writer import GroupWriter, Outcome
 
+__all__ = ["BacklogLimits", "DiskSpool", "SpoolOptions", "adopt_each", "adopt_free", "open_spool"]
+
 _log = structlog.get_logger(__name__)
 
-_FILE_BYTES_MAX = 64 * 1024 * 1024
-_FILE_BYTES_MIN = 64 * 1024
-_FILES_PER_BUDGET = 16
-
 _SAMPLE_S = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpoolOptions:
-    """Bounds of a spool.
-
-    Attributes:
-        max_bytes: what the log files of all folders under the root may take together.
-        allow_volatile: take a file system that forgets, or one behind a network, all the same.
-        file_bytes: room that is preallocated for a log file; None: 64 MiB, less if `max_bytes` is small.
-        waiting_max_bytes: pushes that wait for their sync; beyond it `append` refuses. For each `PUSH_OVERHEAD_BYTES`
-            count besides its body, here and below.
-        group_max_bytes: pushes that are written and synced together.
-        reuse_max_bytes: a folder with more in log files is not opened again but left to be adopted, so that opening
-            takes no longer than reading this much.
-        answer_max_s: how long a push waits for the device before its sender is told that it is not known to be kept.
-        retry_s: how often a device without room is asked whether it has some again.
-        backlog: of the reading side.
-    """
-
-    max_bytes: int = 8 * 1024**3
-    allow_volatile: bool = False
-    file_bytes: int | None = None
-    waiting_max_bytes: int = 64 * 1024 * 1024
-    group_max_bytes: int = 8 * 1024 * 1024
-    reuse_max_bytes: int = 8 * 1024 * 1024
-    answer_max_s: float = 5.0
-    retry_s: float = 0.25
-    backlog: BacklogLimits = field(default_factory=BacklogLimits)
-
-    @property
-    def log_file_bytes(self) -> int:
-        """Room that is preallocated for a log file."""
-        if self.file_bytes is not None:
-            return self.file_bytes
-        return min(_FILE_BYTES_MAX, max(_FILE_BYTES_MIN, self.max_bytes // _FILES_PER_BUDGET))
 
 
 class _Waiting:

@@ -19,7 +19,7 @@ _UNREADABLE = {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.EILSEQ, errno.ENOD
 
 
 class SalvagedFile:
-    """A file to be read (`ingest.runtime.logfile.Readable`) whose unreadable blocks read as `FILLER`.
+    """A file to be read (`ingest.runtime.files.Readable`) whose unreadable blocks read as `FILLER`.
 
     Waits between its tries, so it is not for the event loop's thread.
 

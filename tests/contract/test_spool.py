@@ -10,9 +10,10 @@ from ingest.contract.push import Push, Route
 from ingest.runtime.clock import SystemClock
 from ingest.runtime.files import FileSystem, RealFileSystem
 from ingest.spool.accounts import Accounts
-from ingest.spool.backlog import BacklogLimits, DiskBacklog
+from ingest.spool.backlog import DiskBacklog
 from ingest.spool.base import Backlog, Spool, SpoolBrokenError, Spooled
-from ingest.spool.disk import DiskSpool, SpoolOptions, adopt_free, open_spool
+from ingest.spool.disk import DiskSpool, adopt_free, open_spool
+from ingest.spool.options import BacklogLimits, SpoolOptions
 from tests.fakes.files import ModelFileSystem
 
 # Small enough that a few pushes take several files, reads and more than the memory.

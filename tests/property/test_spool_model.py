@@ -17,10 +17,11 @@ from structlog.testing import capture_logs
 from ingest.contract.push import Push, Route
 from ingest.runtime.clock import SystemClock
 from ingest.spool.accounts import Accounts
-from ingest.spool.backlog import BacklogLimits, DiskBacklog
+from ingest.spool.backlog import DiskBacklog
 from ingest.spool.base import SpoolBrokenError, Spooled, SpoolFullError
-from ingest.spool.disk import DiskSpool, SpoolOptions, adopt_free, open_spool
+from ingest.spool.disk import DiskSpool, adopt_free, open_spool
 from ingest.spool.folder import QUARANTINE, TORN
+from ingest.spool.options import BacklogLimits, SpoolOptions
 from tests.fakes.files import FaultyFileSystem, ModelFileSystem, PowerCutError
 
 ROOT = Path("/spool")

@@ -17,11 +17,12 @@ from ingest.runtime.files import RealFileSystem
 from ingest.runtime.logfile import Frame, encode_frame, scan
 from ingest.spool import salvage
 from ingest.spool.accounts import Accounts
-from ingest.spool.backlog import BacklogLimits, DiskBacklog
+from ingest.spool.backlog import DiskBacklog
 from ingest.spool.base import PUSHES_PER_TAKE, SpoolBrokenError, SpoolFormatError, SpoolFullError, VolatileSpoolError
 from ingest.spool.cursor import Cursor
-from ingest.spool.disk import DiskSpool, SpoolOptions, adopt_each, adopt_free, open_spool
+from ingest.spool.disk import DiskSpool, adopt_each, adopt_free, open_spool
 from ingest.spool.folder import Budget, check_device, folders, make_folders
+from ingest.spool.options import BacklogLimits, SpoolOptions
 from ingest.spool.record import decode_push, encode_tag
 from tests.fakes.files import FaultyFileSystem, ModelFileSystem, PowerCutError
 
