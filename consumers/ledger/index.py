@@ -1,6 +1,5 @@
 """Digest to place: the latest entries in a table, older ones in sealed runs, sealed and merged beside the work."""
 
-import contextlib
 import math
 import secrets
 import threading
@@ -84,11 +83,10 @@ class Index:
         self._folder = folder
         self._worker = worker
         self._seal_entries = seal_entries
-        self._lock = threading.Lock()  # over _older, _epoch, _busy and the names of runs
+        self._lock = threading.Lock()  # over _older, _epoch and the names of runs
         self._older: tuple[_Frozen | Run, ...] = ()  # newest first; replaced, never changed
         self._epoch = 0
-        self._busy = False
-        self._job: Future[None] | None = None
+        self._job: Future[None] | None = None  # of this epoch; seen by the one thread only
         self._table = Table()
         self._seals = 0
         self._covered = Covered(0, 0, 0)
@@ -145,6 +143,9 @@ class Index:
             places: of their rows.
             first_seen: where a life begins: whatever was known of that digest does not wait.
             to: how far in the journal this goes.
+
+        Raises:
+            Exception: what sealing failed with while it was waited for; some digests may have no place yet.
         """
         if len(self._table) and len(self._table) + len(high) > self._seal_entries:
             self._freeze()
@@ -181,26 +182,37 @@ class Index:
             self._unlink(gone)
 
     def discard(self) -> None:
-        """Forget everything and remove the runs."""
+        """Forget everything and remove the runs. A job that waits or runs ends without a trace.
+
+        Raises:
+            OSError: a run is still there; all is forgotten nevertheless.
+        """
+        self.close()
+        self._table = Table()
+        self._seals, self._covered, self._floor, self.waiting = 0, Covered(0, 0, 0), 0, 0
         with self._lock:
-            self._epoch += 1
-            self._older = ()
             for name in self._fs.listdir(self._folder):
                 if parse_name(name) is not None or is_unfinished(name):
                     self._fs.unlink(self._folder / name)
-        self._table = Table()
-        self._seals, self._covered, self._floor, self.waiting = 0, Covered(0, 0, 0), 0, 0
 
     def close(self) -> None:
         """Let go of the files; a job that runs is not waited for, it ends without a trace. Twice is harmless."""
         with self._lock:
             self._epoch += 1
             self._older = ()
+        self._job = None
+
+    def check(self) -> None:
+        """Raise what sealing or merging failed with, once. Nothing is lost by it: the next job does it again."""
+        if self._job is not None and self._job.done():
+            self._end(self._job)
 
     def settle(self) -> None:
-        """Wait until nothing is left to be sealed or merged."""
-        if self._job is not None:
-            self._job.result()
+        """Wait until nothing is left to be sealed or merged; raises as `check`."""
+        while self._job is not None:
+            self._end(self._job)
+            if self._frozen():  # it came when the job had looked for the last time
+                self._start()
 
     def _span_of(self, name: str) -> Span | None:
         if is_unfinished(name):
@@ -237,55 +249,58 @@ class Index:
 
     def _freeze(self) -> None:
         """Begin a new table and have the full one made a run."""
-        while sum(isinstance(one, _Frozen) for one in self._older) >= FROZEN_MAX:
+        self.check()
+        while len(self._frozen()) >= FROZEN_MAX:
+            self._start()
             self.settle()
         self._seals += 1
         with self._lock:
             self._older = (_Frozen(self._table, self._covered, self._seals), *self._older)
-            starts, self._busy = not self._busy, True
-            epoch = self._epoch
         self._table = Table(self._seal_entries)
-        if starts:
-            self.settle()  # a job that failed says so here
-            self._job = self._worker.submit(self._work, epoch)
+        self._start()
+
+    def _frozen(self) -> list[_Frozen]:
+        return [one for one in self._older if isinstance(one, _Frozen)]
+
+    def _start(self) -> None:
+        """Have a job at work."""
+        if self._job is None:
+            self._job = self._worker.submit(self._work, self._epoch)
+
+    def _end(self, job: Future[None]) -> None:
+        """Wait for a job and forget it, whatever it raises: a failure is told once, and another job may begin."""
+        try:
+            job.result()
+        finally:
+            self._job = None
 
     def _work(self, epoch: int) -> None:
         """Seal what is frozen, the oldest first, then merge; the job."""
-        try:
-            while True:
-                with self._lock:
-                    older = self._older
-                    frozen = [one for one in older if isinstance(one, _Frozen)]
-                    chosen = (
-                        [] if frozen else choose([one for one in older if isinstance(one, Run)], self._seal_entries)
-                    )
-                    if epoch != self._epoch or not (frozen or chosen):
-                        self._busy = False
-                        return
-                if frozen:
-                    self._seal(frozen[-1], epoch)
-                elif not self._merge(chosen, epoch):
-                    with self._lock:
-                        self._busy = False
-                    return
-        except BaseException:
+        while True:
             with self._lock:
-                self._busy = False
-            raise
+                if epoch != self._epoch:
+                    return
+                frozen = self._frozen()
+                runs = [one for one in self._older if isinstance(one, Run)]
+            if frozen:
+                self._seal(frozen[-1], epoch)
+                continue
+            chosen = choose(runs, self._seal_entries)
+            if not chosen or not self._merge(chosen, epoch):
+                return
 
     def _seal(self, frozen: _Frozen, epoch: int) -> None:
         columns = combine([frozen.columns], 0)
         run = self._written(iter([columns]), frozen.span, frozen.covered, len(columns.high))
-        self._publish([frozen], in_memory(frozen.span, frozen.covered, columns) if run is None else run, epoch)
+        if run is None or not self._publish([frozen], run, epoch):
+            self._publish([frozen], in_memory(frozen.span, frozen.covered, columns), epoch)
 
     def _merge(self, chosen: Sequence[Run], epoch: int) -> bool:
         """Make one run of several, newest first; False if the disk does not take it."""
         span = Span(chosen[-1].span.first, chosen[0].span.last)
         parts = self._while_current(merge(chosen, self._floor), epoch)
         run = self._written(parts, span, chosen[0].covered, sum(map(len, chosen)))
-        if run is not None:
-            self._publish(chosen, run, epoch)
-        return run is not None
+        return run is not None and self._publish(chosen, run, epoch)
 
     def _while_current(self, parts: Iterator[Columns], epoch: int) -> Iterator[Columns]:
         """Stop a long merge soon after the index was closed."""
@@ -299,31 +314,43 @@ class Index:
         try:
             write_run(self._fs, path, parts, span=span, covered=covered, capacity=capacity)
             return open_run(path)
-        except OSError as error:
+        except (OSError, LedgerDamagedError) as error:
             _log.warning("a run of the ledger could not be written", folder=str(self._folder), why=str(error))
             return None
 
-    def _publish(self, replaced: Sequence[_Frozen | Run], run: Run, epoch: int) -> None:
-        """Put a run in the place of the levels it was made of."""
+    def _publish(self, replaced: Sequence[_Frozen | Run], run: Run, epoch: int) -> bool:
+        """Put a run in the place of the levels it was made of; False if the disk does not take its name."""
         with self._lock:
             left = [one for one in self._older if one in replaced]
             if epoch != self._epoch or not left:
                 self._unlink([run])
-                return
+                return True
             if run.path is not None:
                 target = self._folder / run_name(run.span)
-                self._fs.rename(run.path, target)
+                try:
+                    self._fs.rename(run.path, target)
+                except OSError as error:
+                    _log.warning("a run of the ledger could not be named", folder=str(self._folder), why=str(error))
+                    self._unlink([run])
+                    return False
                 run.path = target
             at = self._older.index(left[0])
             rest = [one for one in self._older if one not in replaced]
             self._older = (*rest[:at], run, *rest[at:])
             self._unlink([one for one in left if isinstance(one, Run)])
+            return True
 
     def _unlink(self, runs: Sequence[Run]) -> None:
+        """Remove files that nobody reads any more. One that stays is harmless: `recover` sorts it out."""
         for run in runs:
-            if run.path is not None:
-                with contextlib.suppress(FileNotFoundError):  # whoever holds the folder now has cleaned up
-                    self._fs.unlink(run.path)
+            if run.path is None:
+                continue
+            try:
+                self._fs.unlink(run.path)
+            except FileNotFoundError:  # whoever holds the folder now has cleaned up
+                continue
+            except OSError as error:
+                _log.warning("a run of the ledger could not be removed", path=str(run.path), why=str(error))
 
 
 def choose(runs: Sequence[Run], seal_entries: int) -> Sequence[Run]:

@@ -69,6 +69,7 @@ class PartitionLedger:
         self._deadlines = Deadlines(self._journal, self._index)
         self._unfinished: list[tuple[int, bytes]] = []
         self._unfinished_head: Header | None = None
+        self._damage: str | None = None
         try:
             self._recover()
         except LedgerDamagedError as error:
@@ -86,6 +87,7 @@ class PartitionLedger:
     def lookup(self, digests: Sequence[bytes]) -> list[bytes | None]:  # noqa: D102 - see Ledger
         if not digests:
             return []
+        self._must_be_whole()
         high, low = changelog.split_digests(digests)
         places = self._index.find(high, low)
         known = np.flatnonzero(places)
@@ -102,13 +104,22 @@ class PartitionLedger:
     def apply(self, records: Sequence[tuple[int, bytes]]) -> int:  # noqa: D102 - see Ledger
         if self._closed:
             raise ValueError("the ledger was closed")
+        self._must_be_whole()
         cycles, unfinished, head, count = self._cycles(records)
         self._forget_unfinished()  # if writing fails they have to be read again
         for batch in self._journal.batches(cycles):
             values = [value for cycle in batch for _, value in cycle.records]
             rows, counts, begins = _rows_of(values)
+            self._index.check()  # what failed in the background is said while nothing is half done
             number, starts = self._journal.append(batch)
-            self._put(number, rows, np.repeat(np.array(starts, np.int64), counts) + begins)
+            # From here on the journal says that the batch was taken in: an index without it would forget messages.
+            try:
+                self._put(number, rows, np.repeat(np.array(starts, np.int64), counts) + begins)
+            except BaseException as error:
+                self._damage = f"the index did not take in what the journal holds: {type(error).__name__}: {error}"
+                if isinstance(error, Exception):
+                    raise LedgerDamagedError(self._damage) from error
+                raise
         self._unfinished, self._unfinished_head = unfinished, head
         return count
 
@@ -116,6 +127,7 @@ class PartitionLedger:
         return self._unfinished[-1][0] + 1 if self._unfinished else self._journal.next_offset
 
     def due(self, cursor: Cursor, seen_until_ms: int, limit: int) -> Due:  # noqa: D102 - see Ledger
+        self._must_be_whole()
         return self._deadlines.due(cursor, seen_until_ms, limit)
 
     def forget(self, before_ms: int) -> None:  # noqa: D102 - see Ledger
@@ -131,9 +143,11 @@ class PartitionLedger:
 
     def discard(self) -> None:  # noqa: D102 - see Ledger
         self._forget_unfinished()
+        self._damage = "the local state was not discarded whole"
         self._index.discard()
         self._journal.discard()
         self._deadlines.reset()
+        self._damage = None
 
     def close(self) -> None:  # noqa: D102 - see Ledger
         if not self._closed:
@@ -214,6 +228,11 @@ class PartitionLedger:
                 cycles.append(Cycle(unfinished, header.position))
                 unfinished, head, position = [], None, header.position
         return cycles, unfinished, head, count
+
+    def _must_be_whole(self) -> None:
+        """Refuse to answer from an index that is behind the journal: the next step is `discard`."""
+        if self._damage is not None:
+            raise LedgerDamagedError(self._damage)
 
     def _forget_unfinished(self) -> None:
         self._unfinished, self._unfinished_head = [], None

@@ -255,8 +255,8 @@ class Held(Executor):
         return done
 
     def go(self) -> None:
-        """Run what was submitted."""
-        done, call, args = self.jobs.pop()
+        """Run what was submitted first."""
+        done, call, args = self.jobs.pop(0)
         done.set_result(call(*args))
 
 
@@ -288,6 +288,75 @@ def test_work_waits_when_sealing_falls_behind(tmp_path: Path) -> None:
     helper.join()
     assert index.levels <= 2 + FROZEN_MAX
     index.close()
+
+
+def test_discard_while_the_job_still_waits_lets_the_next_one_seal(tmp_path: Path, worker: Executor) -> None:
+    """Behind another partition's merge, a discard leaves nothing that the tables after it would wait for in vain."""
+    gate = threading.Event()
+    worker.submit(gate.wait)
+    index = Index(RealFileSystem(), tmp_path, worker, seal_entries=SEAL)
+    fill(index, 2 * SEAL, step=SEAL)
+    index.discard()
+    given = columns((FROZEN_MAX + 2) * SEAL)
+    filling = threading.Thread(target=fill, args=(index, len(given.high)), kwargs={"step": SEAL}, daemon=True)
+
+    filling.start()
+    gate.set()
+    filling.join(10)
+
+    assert not filling.is_alive()
+    assert (index.find(given.high, given.low) == given.places).all()
+    index.settle()
+    assert list(tmp_path.glob("run-*.idx"))
+    index.close()
+
+
+@pytest.mark.parametrize("call", ["rename", "unlink"])
+def test_run_that_cannot_be_named_or_removed_hides_nothing(call: str, tmp_path: Path, worker: Executor) -> None:
+    """A disk that refuses names costs memory and room, never an entry; a start over what it left finds the same."""
+    fs = FaultyFileSystem(RealFileSystem())
+    index = Index(fs, tmp_path, worker, seal_entries=SEAL)
+
+    def refuse(called: str, path: Path) -> None:
+        if called == call and path.name.startswith("run-"):
+            raise OSError(5, "Input/output error", str(path))
+
+    fs.plan = refuse
+    with capture_logs():
+        given = fill(index, 4000)
+        index.settle()
+
+    assert (index.find(given.high, given.low) == given.places).all()
+    index.close()
+    again = Index(RealFileSystem(), tmp_path, worker, seal_entries=SEAL)
+    again.recover(lambda _: True, 0)
+    found = again.find(given.high, given.low)
+    assert ((found == given.places) | (found == 0)).all()
+    again.close()
+
+
+def test_failed_job_is_told_once_before_anything_changes(tmp_path: Path, worker: Executor) -> None:
+    """What went wrong beside the work is raised by the next look, and the job after it seals what was left."""
+    index = Index(RealFileSystem(), tmp_path, worker, seal_entries=SEAL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("consumers.ledger.index.combine", _fail)
+        given = fill(index, SEAL + 30)
+        with pytest.raises(MemoryError):
+            index.settle()
+
+    index.check()
+    more = fill(index, 3 * SEAL, seed=2, first_place=10_000)
+    index.settle()
+
+    assert index.levels <= 1 + RUNS_MAX
+    assert (index.find(given.high, given.low) == given.places).all()
+    assert (index.find(more.high, more.low) == more.places).all()
+    assert list(tmp_path.glob("run-*.idx"))
+    index.close()
+
+
+def _fail(*_: object) -> None:
+    raise MemoryError
 
 
 def test_runs_are_chosen_by_like_size_and_bounded_in_number() -> None:

@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from consumers.entry import Cursor, Entry, LedgerDamagedError, LedgerFormatError, Position
+from consumers.ledger.index import Index
 from consumers.ledger.partition import PartitionLedger, Sizes
 from consumers.ledger.store import Identity, Store
 from ingest.runtime.errors import UsageError
@@ -310,6 +311,70 @@ def test_failed_sync_is_damage(make: MakeStore) -> None:
     write(ledger, 1)
     assert known(ledger, 1) == [b"1"]
     ledger.close()
+
+
+def test_index_behind_the_journal_is_damage(make: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cycle that stands in the journal alone is never taken for known: everything is refused until it is restored."""
+    ledger = make().open(1)
+    applied = [write(ledger, 1)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "update", _fail)
+        with pytest.raises(LedgerDamagedError):
+            write(ledger, 2)
+
+    for ask in (lambda: known(ledger, 1), lambda: ledger.due(Cursor(), 0, 1), lambda: write(ledger, 3)):
+        with pytest.raises(LedgerDamagedError):
+            ask()
+    ledger.discard()
+    assert ledger.next_changelog_offset() == 0
+    ledger.apply(applied)
+    write(ledger, 2)
+    assert known(ledger, 1, 2) == [b"1", b"2"]
+    ledger.close()
+
+
+def test_what_failed_beside_the_work_is_said_before_the_journal_is_written(
+    make: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed sealing is a doubt and no damage: the cycle is read again from the changelog, nothing is restored."""
+    ledger = make().open(1)
+    write(ledger, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "check", _fail)
+        with pytest.raises(OSError, match="sealing"):
+            write(ledger, 2)
+
+    assert ledger.next_changelog_offset() == 3
+    assert known(ledger, 1, 2) == [b"1", None]
+    write(ledger, 2)
+    assert known(ledger, 1, 2) == [b"1", b"2"]
+    ledger.close()
+
+
+def test_half_discarded_ledger_is_not_asked(make: MakeStore) -> None:
+    """A discard that the disk refused in the middle leaves no journal that seems to be known."""
+    fs = FaultyFileSystem(RealFileSystem())
+    ledger = make(fs=fs).open(1)
+    write(ledger, 1)
+
+    def refuse(call: str, path: Path) -> None:
+        if call == "unlink":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    fs.plan = refuse
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        ledger.discard()
+
+    with pytest.raises(LedgerDamagedError):
+        known(ledger, 1)
+    fs.plan = None
+    ledger.discard()
+    assert known(ledger, 1) == [None]
+    ledger.close()
+
+
+def _fail(*_: object) -> None:
+    raise OSError(errno.EIO, "sealing failed")
 
 
 def test_removed_folder_is_damage_and_a_new_start_makes_it_anew(make: MakeStore, tmp_path: Path) -> None:
