@@ -1,6 +1,5 @@
 """Digest to place: the latest entries in a table, older ones in sealed runs, sealed and merged beside the work."""
 
-import math
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from consumers.ledger.runs import (
     Covered,
     Run,
     Span,
+    choose,
     combine,
     in_memory,
     is_unfinished,
@@ -32,12 +32,8 @@ from consumers.ledger.table import Columns, Table
 from ingest.runtime.files import FileSystem
 
 SEAL_ENTRIES = 262_144
-RUNS_MAX = 12
 FROZEN_MAX = 2
 """Most tables that wait to be sealed; then the work waits for the sealing."""
-
-MERGE_RUNS = 4
-"""Runs of like size that are merged into one: each digest is written about once for each fourfold growth."""
 
 _COUNT_STEP = 1 << 20
 
@@ -351,21 +347,6 @@ class Index:
                 continue
             except OSError as error:
                 _log.warning("a run of the ledger could not be removed", path=str(run.path), why=str(error))
-
-
-def choose(runs: Sequence[Run], seal_entries: int) -> Sequence[Run]:
-    """Which adjacent runs to merge next, given newest first; none if there is no need."""
-
-    def size_class(run: Run) -> int:
-        return max(0, round(math.log(max(1, len(run)) / seal_entries, MERGE_RUNS)))
-
-    windows = [runs[at : at + MERGE_RUNS] for at in range(len(runs) - MERGE_RUNS + 1)]
-    for window in windows:
-        if len({size_class(run) for run in window}) == 1:
-            return window
-    if len(runs) > RUNS_MAX:
-        return min(windows, key=lambda window: sum(map(len, window)))
-    return []
 
 
 def _waiting_in(places: Places) -> int:

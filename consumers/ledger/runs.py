@@ -11,6 +11,7 @@ A run is written under another name, synced and renamed: it is there in whole or
 from the journal.
 """
 
+import math
 import mmap
 import os
 import struct
@@ -27,6 +28,11 @@ from consumers.ledger.bloom import Keys
 from consumers.ledger.journal import Places, Words
 from consumers.ledger.table import Columns
 from ingest.runtime.files import FileSystem
+
+RUNS_MAX = 12
+
+MERGE_RUNS = 4
+"""Runs of like size that are merged into one: each digest is written about once for each fourfold growth."""
 
 MERGE_STEP = 1 << 18
 """About how many digests a merge holds in memory at once."""
@@ -223,6 +229,21 @@ def combine(parts: Sequence[Columns], floor: int) -> Columns:
     places = np.maximum.reduceat(places, starts)
     alive = places >= floor
     return Columns(high[starts][alive], low[starts][alive], places[alive])
+
+
+def choose(runs: Sequence[Run], seal_entries: int) -> Sequence[Run]:
+    """Which adjacent runs to merge next, given newest first; none if there is no need."""
+
+    def size_class(run: Run) -> int:
+        return max(0, round(math.log(max(1, len(run)) / seal_entries, MERGE_RUNS)))
+
+    windows = [runs[at : at + MERGE_RUNS] for at in range(len(runs) - MERGE_RUNS + 1)]
+    for window in windows:
+        if len({size_class(run) for run in window}) == 1:
+            return window
+    if len(runs) > RUNS_MAX:
+        return min(windows, key=lambda window: sum(map(len, window)))
+    return []
 
 
 def merge(runs: Sequence[Run], floor: int, step: int = MERGE_STEP) -> Iterator[Columns]:

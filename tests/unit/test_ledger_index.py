@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 
 from consumers.ledger import bloom
 from consumers.ledger.bloom import keys_of
-from consumers.ledger.index import FROZEN_MAX, RUNS_MAX, Index, choose
+from consumers.ledger.index import FROZEN_MAX, Index
 from consumers.ledger.journal import Words
-from consumers.ledger.runs import Covered, Run, Span, combine, in_memory, merge
+from consumers.ledger.runs import RUNS_MAX, Covered, Run, Span, choose, combine, in_memory, merge
 from consumers.ledger.table import Columns, Table
 from ingest.runtime.files import RealFileSystem
 from tests.fakes.files import FaultyFileSystem
