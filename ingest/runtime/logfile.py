@@ -14,6 +14,7 @@ magic 4 | body length u32 | sequence u64 | tag 16 | body CRC32C u32 | header CRC
   nothing good follows, the rest is `torn`: an append that a crash cut short.
 """
 
+import contextlib
 import errno
 import struct
 from collections.abc import Callable, Iterator
@@ -131,9 +132,11 @@ def read_frames(
     Args:
         file: open to be read.
         start: where the piece begins.
-        max_bytes: no more items once they reach this, `overhead_bytes` for each included.
-        end: as for `scan_file`, and so are `salt` and `after`.
-        overhead_bytes: what each item takes in memory besides its bytes.
+        max_bytes: the piece ends with the item that reaches this.
+        end: as for `scan_file`.
+        salt: as it was written with.
+        after: sequence that the first frame must be above.
+        overhead_bytes: what each item counts besides its bytes.
 
     Returns:
         The items, and the offset and where to go on; that is `start` again if nothing is there (yet).
@@ -343,7 +346,5 @@ def _end_of_data(window: _Window, start: int) -> int:
 
 
 def _unlink_quietly(fs: FileSystem, path: Path) -> None:
-    try:
+    with contextlib.suppress(OSError):  # an empty file that stays is harmless: no frame, and the error before is told
         fs.unlink(path)
-    except OSError:  # an empty file that stays is harmless: it holds no frame, and the error that led here is told
-        return
