@@ -22,6 +22,7 @@ from aiokafka.errors import (
 )
 
 from consumers.engine.clock import Watermark
+from consumers.engine.stopping import stop_client, stop_wholly
 
 Options = Mapping[str, Any]
 """What every client is made with: servers and login (`ingest.runtime.kafka.client_options`)."""
@@ -139,8 +140,8 @@ class ReportsConsumer:
         await self._consumer.start()
 
     async def stop(self) -> None:
-        """Leave the group. May wait for ever on brokers that are away: give it a deadline."""
-        await self._consumer.stop()
+        """Leave the group. May wait for ever on brokers that are away: use `stop_client`."""
+        await stop_wholly(self._consumer)
 
     async def check(self) -> None:
         """Raise what membership has run into, if anything."""
@@ -225,12 +226,12 @@ class ChangelogReader:
         try:
             await self._consumer.start()
         except BaseException:
-            await self._consumer.stop()
+            await stop_client(self._consumer)
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._consumer.stop()
+        await stop_client(self._consumer)
 
     async def bounds(self) -> tuple[int, int]:
         """First offset, and the end of what is committed."""

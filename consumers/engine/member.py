@@ -8,12 +8,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
 
 from consumers.engine.kafka import CLIENT_ERRORS, OnPartitions, ReportsConsumer
 from consumers.engine.partition import PartitionWorker, Phase, Reports
+from consumers.engine.stopping import stop_client
 from consumers.engine.transaction import FencedError
 from ingest.runtime.backoff import Backoff
 
@@ -30,6 +32,10 @@ _log = structlog.get_logger(__name__)
 
 MakeConsumer = Callable[[OnPartitions, OnPartitions], ReportsConsumer]
 MakeWorker = Callable[[int, Reports, Callable[[], int]], PartitionWorker]
+
+
+class WorkerLostError(Exception):
+    """A partition that we own is worked on by nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +97,7 @@ class Member:
                 await self._session.run(stop)
             except FencedError as error:
                 _log.warning("a partition was taken over, leaving the group to join it again", error=str(error))
-            except CLIENT_ERRORS as error:
+            except (WorkerLostError, *CLIENT_ERRORS) as error:
                 _log.warning("membership failed, joining again", error=f"{type(error).__name__}: {error}")
             finally:
                 self._session = None
@@ -138,9 +144,11 @@ class _Session:
         finally:
             self._over = True
             stopping.cancel()
-            self._failure.cancel()
+            if not self._failure.cancel():
+                self._failure.exception()
             await self._stop_workers()
-            await self._leave()
+            # With brokers away the stop goes on in the background, without us.
+            await stop_client(self._consumer, timeout_s=CONSUMER_STOP_S)
 
     async def _assigned(self, partitions: set[int]) -> None:
         if self._over:
@@ -152,7 +160,7 @@ class _Session:
             for partition in sorted(partitions):
                 worker = self._make_worker(partition, self._consumer, lambda: len(self._workers))
                 self._workers[partition] = worker
-                worker.start(self._ended)
+                worker.start(partial(self._ended, worker))
         except Exception as error:  # noqa: BLE001 - the client logs what a callback raises and goes on without it
             self._fail(error)
 
@@ -166,21 +174,17 @@ class _Session:
         workers, self._workers = list(self._workers.values()), {}
         await asyncio.gather(*(worker.stop(REVOKE_GRACE_S) for worker in workers))
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        """A worker that ends by itself ends the session."""
-        error = None if task.cancelled() else task.exception()
+    def _ended(self, worker: PartitionWorker, task: "asyncio.Task[None]") -> None:
+        """A worker that ends by itself ends the session, also where it looks as if somebody had cancelled it."""
+        if not task.cancelled():
+            error = task.exception()
+        elif worker.stopping:
+            error = None
+        else:
+            error = WorkerLostError(f"the work on partition {worker.partition} was cancelled by nobody who may")
         if error is not None:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         if not self._failure.done():
             self._failure.set_exception(error)
-
-    async def _leave(self) -> None:
-        """Leave the group. With brokers away a stop does not end: it goes on in the background, without us."""
-        leaving = asyncio.create_task(self._consumer.stop())
-        await asyncio.wait({leaving}, timeout=CONSUMER_STOP_S)
-        if not leaving.done():
-            _log.warning("leaving the group takes too long, going on without")
-        elif (error := leaving.exception()) is not None:
-            _log.warning("left the group uncleanly", error=f"{type(error).__name__}: {error}")

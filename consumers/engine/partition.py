@@ -22,6 +22,7 @@ from consumers.engine.kafka import CLIENT_ERRORS
 from consumers.engine.metrics import COMMIT, DEAD_LETTERS, DOUBTS, LAG, PAUSED, PENDING, RECORDS, RESULTS
 from consumers.engine.protocols import Ledger, LedgerStore
 from consumers.engine.routing import Routing
+from consumers.engine.stopping import is_cancelled
 from consumers.engine.transaction import DoubtError, RefusedError, Transactions
 from consumers.entry import Cursor, LedgerDamagedError, Position
 from ingest.contract.dead_letter import Stage
@@ -135,6 +136,11 @@ class PartitionWorker:
         self._pending = 0
         self._unsaid = False
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopping
+
     def start(self, ended: Callable[[asyncio.Task[None]], None]) -> None:
         """Begin to work.
 
@@ -176,6 +182,11 @@ class PartitionWorker:
                         await in_thread(ledger.discard)
                     await self._doubt(error)
                 except (DoubtError, *CLIENT_ERRORS) as error:
+                    await self._doubt(error)
+                except asyncio.CancelledError as error:
+                    if self.stopping or is_cancelled():
+                        raise
+                    # A client has cancelled something of its own while we waited for it.
                     await self._doubt(error)
         finally:
             self._transactions.let_go()

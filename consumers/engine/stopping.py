@@ -52,10 +52,15 @@ async def stop_wholly(client: Client) -> None:
     try:
         await client.stop()
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_cancelled():
             raise
         await _close_what_is_left(client)
+
+
+def is_cancelled() -> bool:
+    """Whether somebody has asked this task to end: else a `CancelledError` in it came out of what it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _close_what_is_left(client: Any) -> None:
@@ -65,7 +70,7 @@ async def _close_what_is_left(client: Any) -> None:
         fetch.cancel()
     if fetches:
         await asyncio.wait(fetches)
-    connections = getattr(client, "_client", None)
+    connections = getattr(client, "_client", None) or getattr(client, "client", None)
     if connections is not None:
         await connections.close()
 

@@ -15,6 +15,7 @@ import structlog
 
 from consumers.engine.cycle import Outgoing
 from consumers.engine.kafka import CLIENT_ERRORS, forget_failure, is_fenced, is_refused, topic_partition
+from consumers.engine.stopping import stop_wholly
 
 SETTLE_TIMEOUT_S = 20.0
 """For a new producer to start and to settle its predecessor's transaction."""
@@ -257,7 +258,7 @@ async def _retire(producer: Producer, *, abort: bool) -> None:
         with contextlib.suppress(*CLIENT_ERRORS):
             await _within(ABORT_TIMEOUT_S, producer.abort_transaction())
     try:
-        await producer.stop()
+        await stop_wholly(producer)
     except CLIENT_ERRORS as error:
         _log.debug("a producer did not stop cleanly", error=type(error).__name__)
     forget_failure(producer)

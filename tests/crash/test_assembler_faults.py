@@ -33,6 +33,23 @@ async def test_a_broker_that_goes_and_comes_back(
     assert_exact(await bench.results(), reports)
 
 
+async def test_it_ends_well_while_the_broker_is_away(kafka_node: LocalKafka, topic_prefix: str, tmp_path: Path) -> None:
+    """SIGTERM in an outage: status 0 and no traceback, although nobody can be told that the member leaves."""
+    bench = Bench(kafka_node.bootstrap, topic_prefix, state_dir=tmp_path / "state", log_format="json")
+    await bench.make_topics()
+    await bench.publish(some_reports(100))
+    child = Child(bench, tmp_path / "log")
+    await child.start()
+    await bench.until_done()
+    await asyncio.to_thread(kafka_node.kill)
+    await until(_mentions(child, "Failed fetch messages"))
+
+    status = await child.end(signal.SIGTERM)
+
+    assert status == 0, child.said()
+    assert "Traceback" not in child.said()
+
+
 async def test_a_frozen_member_comes_back_as_a_zombie(kafka_bootstrap: str, topic_prefix: str, tmp_path: Path) -> None:
     """Stopped past its session while another takes over, it cannot write when it goes on, and joins again."""
     bench = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path / "one", commit_interval_ms=1, log_format="json")
@@ -71,3 +88,10 @@ def _says(child: Child, event: str) -> Condition:
         return any(line["event"] == event for line in child.lines())
 
     return says
+
+
+def _mentions(child: Child, text: str) -> Condition:
+    async def mentions() -> bool:
+        return text in child.said()
+
+    return mentions

@@ -59,6 +59,7 @@ class World:
         self.settled = 0
         self.gate: asyncio.Event | None = None
         self.committing = asyncio.Event()
+        self.reads_cancelled = 0
         self.ended: list[BaseException | None] = []
         rules = Rules(
             reports_topic="reports", partition=0, partitions=partitions, timeout_ms=10_000, late_window_ms=10_000
@@ -150,6 +151,9 @@ class World:
     async def _changelog(self, partition: int) -> AsyncIterator[Log]:
         assert partition == 0
         yield Log(self.log)
+        if self.reads_cancelled:
+            self.reads_cancelled -= 1
+            raise asyncio.CancelledError
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -240,6 +244,19 @@ async def test_a_doubtful_cycle_is_in_the_changelog_once(when: str) -> None:
 
     assert world.results() == keys(9000)
     assert world.settled == 2
+
+
+async def test_a_reader_that_cancels_its_own_fetch_is_a_doubt_and_no_end() -> None:
+    """A client of the changelog that raises a cancellation when it is stopped: the partition begins again."""
+    world = World(some(10))
+    world.reads_cancelled = 2
+
+    async with world.working():
+        await world.until(lambda: world.commits)
+        assert world.ended == []
+
+    assert world.results() == keys(10)
+    assert world.settled == 3
 
 
 async def test_a_ledger_that_fails_after_the_commit_is_read_up() -> None:
