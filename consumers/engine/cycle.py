@@ -168,27 +168,20 @@ class Draft:
                 trial.entries()
             except InternalError as error:
                 on_failure(record, error.__cause__ if isinstance(error.__cause__, Exception) else error)
-                self.refuse(record, RejectedError(Reason.INTERNAL, "The record made the assembler fail."))
+                self._put_aside(record)
             else:
                 self._merge(trial)
 
     def refuse(self, record: InputRecord, rejected: RejectedError) -> None:
-        """Make one record a dead letter."""
-        rules = self._rules
-        self.records[UNUSABLE] += 1
-        self.reasons[rejected.reason] += 1
-        self.bytes += len(record.value or b"")
-        self.dead_letters.append(
-            DeadLetter.of_record(
-                Stage.ASSEMBLE,
-                rejected,
-                origin=Origin(rules.reports_topic, rules.partition, record.offset),
-                key=record.key,
-                value=record.value,
-                headers=list(record.headers),
-                now_ms=self._now_ms,
-            )
-        )
+        """Make one record a dead letter.
+
+        Raises:
+            InternalError: our code failed on its headers.
+        """
+        try:
+            self._refuse(record, rejected, list(record.headers))
+        except Exception as error:
+            raise InternalError from error
 
     def expire(self, due: Sequence[tuple[bytes, bytes]]) -> None:
         """Emit the timeouts of messages whose deadline has passed, unless a cycle in flight or this one answered them.
@@ -226,6 +219,30 @@ class Draft:
             ]
         except Exception as error:
             raise InternalError from error
+
+    def _refuse(self, record: InputRecord, rejected: RejectedError, headers: Headers) -> None:
+        rules = self._rules
+        letter = DeadLetter.of_record(
+            Stage.ASSEMBLE,
+            rejected,
+            origin=Origin(rules.reports_topic, rules.partition, record.offset),
+            key=record.key,
+            value=record.value,
+            headers=headers,
+            now_ms=self._now_ms,
+        )
+        self.records[UNUSABLE] += 1
+        self.reasons[rejected.reason] += 1
+        self.bytes += len(record.value or b"")
+        self.dead_letters.append(letter)
+
+    def _put_aside(self, record: InputRecord) -> None:
+        """Make a record that our code failed on a dead letter, without its headers if it is these that we fail on."""
+        rejected = RejectedError(Reason.INTERNAL, "The record made the assembler fail.")
+        try:
+            self.refuse(record, rejected)
+        except InternalError:
+            self._refuse(record, rejected, [])
 
     def _read(self, records: Sequence[InputRecord]) -> tuple[list[InputRecord], list[Report]]:
         """Divide records into usable ones, with what they say, and dead letters."""

@@ -10,6 +10,9 @@ from ingest.contract.report import RejectedError
 from ingest.contract.version import VERSION
 
 DETAIL_MAX = 200
+ATTEMPT_DIGITS_MAX = 9
+"""A longer `dlq-attempt` was not written by us, and Python refuses to read a number of thousands of digits."""
+
 _PREFIX = "dlq-"
 
 
@@ -100,9 +103,9 @@ class DeadLetter:
 
 
 def attempt_of(headers: Headers) -> int:
-    """Which attempt a record is: 1, or what its `dlq-attempt` says."""
+    """Which attempt a record is: 1, or what its `dlq-attempt` says, if that is a number that we may have written."""
     for name, value in headers:
-        if name == "dlq-attempt" and value and value.isdigit():
+        if name == "dlq-attempt" and value and len(value) <= ATTEMPT_DIGITS_MAX and value.isdigit():
             return int(value)
     return 1
 

@@ -172,3 +172,11 @@ def test_each_difference_of_a_topic_is_named() -> None:
         "sms.message-results: has 1 replicas, needs 3",
         "sms.message-results: cleanup.policy is compact, needs delete",
     ]
+
+
+@pytest.mark.parametrize(
+    ("told", "attempt"), [(b"999999999", 999_999_999), (b"1000000000", 1), (b"9" * 5000, 1), (b"-1", 1), (b"", 1)]
+)
+def test_an_attempt_that_we_cannot_have_written_is_the_first(told: bytes, attempt: int) -> None:
+    """At most nine digits are read: a header of thousands must not fail whoever makes a dead letter of its record."""
+    assert attempt_of([("dlq-attempt", told)]) == attempt

@@ -245,6 +245,20 @@ def test_a_record_that_our_code_fails_on_is_isolated(monkeypatch: pytest.MonkeyP
     assert decision.taken == 21
 
 
+@pytest.mark.parametrize(
+    "headers", [[("dlq-attempt", b"9" * 5000)], [(None, b"no name")]], ids=["absurd attempt", "no header name"]
+)
+def test_headers_of_an_unusable_record_never_stop_a_partition(headers: Any) -> None:
+    """Whatever stands in the headers of a record that becomes a dead letter, it becomes one and the others pass."""
+    poison = Given(1, b"k", b"no json", headers=headers)
+
+    decision = decided(MemoryLedger(), [*given(a_report("a")), poison, *given(a_report("b"), first=2)])
+
+    assert [result["smsMsgId"] for result in results_of(decision.draft)] == ["a", "b"]
+    assert [letter.value for letter in decision.draft.dead_letters] == [b"no json"]
+    assert decision.draft.records == {"applied": 2, "unusable": 1}
+
+
 def test_a_timeout_that_our_code_fails_on_is_no_record_to_put_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is raised: there is nothing that a dead letter could hold."""
     ledger = MemoryLedger()
