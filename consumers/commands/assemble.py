@@ -7,6 +7,7 @@ from functools import partial
 
 import structlog
 
+from consumers.commands.starting import StoppedError, done_before
 from consumers.engine import topics
 from consumers.engine.cycle import Rules
 from consumers.engine.kafka import (
@@ -26,7 +27,7 @@ from consumers.engine.transaction import Retired, Transactions
 from consumers.settings import AssembleSettings
 from ingest.contract.topics import changelog_spec, changelog_topic, transactional_id
 from ingest.runtime.admin import AdminServer, Health
-from ingest.runtime.clock import SystemClock
+from ingest.runtime.clock import Clock, SystemClock
 from ingest.runtime.errors import CommandError, ServiceAwayError, UsageError
 from ingest.runtime.kafka import TopicAdmin, client_options
 from ingest.runtime.metrics import exposition
@@ -88,11 +89,10 @@ async def serve(
     clock = SystemClock()
     options = client_options(settings)
     try:
-        async with TopicAdmin(options, clock=clock) as admin:
-            shapes = await topics.look(admin, settings.topic_needs(), clock)
-        store = make_store(shapes.reports, await cluster_id(options))
-    except CLIENT_ERRORS as error:
-        raise ServiceAwayError(f"Kafka went away while its topics were looked at: {error}") from None
+        shapes, cluster = await done_before(stop, _look(settings, options, clock))
+    except StoppedError:
+        return
+    store = make_store(shapes.reports, cluster)
     retired = Retired()
     shop = _Shop(settings, options, shapes, store, retired, clock, accept_loss)
     member = Member(shop.consumer, shop.worker)
@@ -112,6 +112,16 @@ async def serve(
         resuming.cancel()
         await retired.drain(RETIRED_DRAIN_S)
         await server.stop()
+
+
+async def _look(settings: AssembleSettings, options: Options, clock: Clock) -> tuple[topics.Shapes, str]:
+    """What the topics are like, and the id of their cluster."""
+    try:
+        async with TopicAdmin(options, clock=clock) as admin:
+            shapes = await topics.look(admin, settings.topic_needs(), clock)
+        return shapes, await cluster_id(options)
+    except CLIENT_ERRORS as error:
+        raise ServiceAwayError(f"Kafka went away while its topics were looked at: {error}") from None
 
 
 async def _resume(member: Member, resume: asyncio.Event) -> None:

@@ -39,6 +39,8 @@ REQUEST_TIMEOUT_MS = 15_000
 FETCH_MAX_WAIT_MS = 100
 """A broker gets one fetch at a time: a partition that is resumed or behind waits for the one that idles for others."""
 
+CLUSTER_TIMEOUT_S = 30.0
+
 RESTORE_POLL_MS = 50
 """A fetch that brings control records alone moves the position and wakes nobody."""
 
@@ -271,11 +273,26 @@ def topic_partition(topic: str, partition: int) -> TopicPartition:
 
 
 async def cluster_id(options: Options) -> str:
-    """The id of the cluster: local state made with another one is not this one's."""
+    """The id of the cluster: local state made with another one is not this one's.
+
+    Raises:
+        TimeoutError: no broker answers for `CLUSTER_TIMEOUT_S`.
+    """
     admin = AIOKafkaAdminClient(**options, client_id=CLIENT_ID, request_timeout_ms=REQUEST_TIMEOUT_MS)
     try:
-        await admin.start()
-        cluster = await admin.describe_cluster()
+        async with asyncio.timeout(CLUSTER_TIMEOUT_S):
+            await admin.start()
+            cluster = await admin.describe_cluster()
     finally:
-        await admin.close()
+        await stop_client(_Admin(admin))
     return str(cluster.get("cluster_id") or "")
+
+
+class _Admin:
+    """An admin client, stopped like the others."""
+
+    def __init__(self, admin: AIOKafkaAdminClient) -> None:
+        self._admin = admin
+
+    async def stop(self) -> None:
+        await self._admin.close()
