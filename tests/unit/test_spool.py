@@ -773,6 +773,29 @@ async def test_no_lock_stays_behind_when_adopting_is_given_up(fs: FaultyFileSyst
     assert len(await opener.adopt(Accounts())) == 3
 
 
+async def test_a_folder_that_nobody_waits_for_any_more_is_let_go(fs: FaultyFileSystem, opener: Opener) -> None:
+    """Even if its reading could not be stopped: once it is over, the lock is free."""
+    spool = await opener.spool()
+    await spool.append(a_push(b"kept"))
+    await opener.killed()
+    model = fs.inner
+    assert isinstance(model, ModelFileSystem)
+    gate = asyncio.Event()
+    fs.plan = hanging(gate)
+    before = len(fs.calls)
+    adopting = asyncio.create_task(opener.adopt(Accounts()))
+    await until(lambda: any(call == "sync" for call, _ in fs.calls[before:]))
+
+    adopting.cancel()
+    await asyncio.wait({adopting})
+    assert adopting.cancelled()
+    assert model.locks
+    gate.set()
+
+    await until(lambda: not model.locks)
+    assert await bodies((await opener.adopt(Accounts()))[0]) == [b"kept"]
+
+
 async def test_folders_are_adopted_one_at_a_time(opener: Opener) -> None:
     """The next folder is locked and read only when it is asked for, oldest first, each once."""
     names = await three_folders(opener)
