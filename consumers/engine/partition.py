@@ -19,7 +19,8 @@ from consumers.engine.clock import CaughtUp, PartitionClock, Watermark
 from consumers.engine.cycle import Draft, InputRecord, InternalError, Rules
 from consumers.engine.deciding import Decision, Offer, decide
 from consumers.engine.kafka import CLIENT_ERRORS
-from consumers.engine.metrics import COMMIT, DEAD_LETTERS, DOUBTS, LAG, PAUSED, PENDING, RECORDS, RESULTS
+from consumers.engine.lag import Lag
+from consumers.engine.metrics import COMMIT, DEAD_LETTERS, DOUBTS, PAUSED, PENDING, RECORDS, RESULTS
 from consumers.engine.protocols import Ledger, LedgerStore
 from consumers.engine.routing import Routing
 from consumers.engine.stopping import is_cancelled
@@ -134,6 +135,7 @@ class PartitionWorker:
         self._records_max = CYCLE_RECORDS_MAX
         self._refused_offset: int | None = None
         self._pending = 0
+        self._lag = Lag(rules.partition, tools.clock)
         self._unsaid = False
 
     @property
@@ -193,7 +195,7 @@ class PartitionWorker:
             if ledger is not None:
                 ledger.close()
             self._show_pending(0)
-            LAG.remove(str(self.partition))
+            self._lag.hide()
 
     async def _open(self) -> Ledger:
         opening = asyncio.ensure_future(asyncio.to_thread(self._tools.store.open, self.partition))
@@ -207,6 +209,7 @@ class PartitionWorker:
         """Settle what came before, restore, and read on where the changelog says."""
         tools, partition = self._tools, self.partition
         self.phase = Phase.RESTORING
+        self._lag.show()
         tools.reports.pause(partition)
         self._carry = ()
         await self._transactions.settle()
@@ -258,7 +261,7 @@ class PartitionWorker:
         watermark = await self._tools.reports.watermark(self.partition)
         started_s, now_ms = clock.monotonic(), clock.wall_ms()
         caught_up = not self._carry and self._caught_up.judge(watermark, wall_ms=now_ms, monotonic_s=started_s)
-        self._show_lag(records, now_ms, caught_up=caught_up)
+        self._lag.look(records, caught_up=caught_up)
         offer = Offer(
             records=records,
             caught_up=caught_up,
@@ -287,6 +290,7 @@ class PartitionWorker:
             Position(self._position.cycle + 1, self._next_offset(watermark), offer.clock_ms, decision.cursor),
         )
         self._breaker.passed(decision.taken, dead)
+        self._lag.passed(self._tried, self._carry, caught_up=caught_up)
         if caught_up and not self._carry and not decision.more_due:
             self._next_cycle_at_s = started_s + max(self._pace.commit_interval_s, self._tools.owned() * OWNED_COST_S)
 
@@ -358,12 +362,6 @@ class PartitionWorker:
 
     def _idle_too_long(self, clock_ms: int) -> bool:
         return self._position.cycle > 0 and clock_ms - self._position.clock_ms >= self._pace.idle_cycle_ms
-
-    def _show_lag(self, records: Sequence[InputRecord], now_ms: int, *, caught_up: bool) -> None:
-        if caught_up:
-            LAG.labels(self.partition).set(0)
-        elif records:
-            LAG.labels(self.partition).set(max(0, now_ms - records[-1].timestamp) / 1000)
 
     def _show_pending(self, pending: int) -> None:
         PENDING.inc(pending - self._pending)

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from consumers.engine.clock import Watermark
 from consumers.engine.cycle import Rules
@@ -197,6 +199,11 @@ def keys(count: int) -> list[bytes]:
     return [b"m%d" % number for number in range(count)]
 
 
+def shown_lag() -> float | None:
+    """What `/metrics` says of partition 0."""
+    return REGISTRY.get_sample_value("dlrflow_lag_seconds", {"partition": "0"})
+
+
 async def test_an_idle_partition_keeps_its_position_alive() -> None:
     """Once in a while it writes a cycle of nothing but its position, so that the changelog never ages past it."""
     world = World(some(3))
@@ -309,6 +316,43 @@ async def test_what_cannot_even_be_a_dead_letter_waits_for_an_operator() -> None
         await world.until(lambda: world.commits)
 
     assert world.letters() == [b"m0"]
+
+
+async def test_the_lag_of_a_held_partition_ages_until_it_goes_on() -> None:
+    """Nobody processes its records: their age is what an alarm needs to see, at every look."""
+    world = World([Given(number, b"k", b"no json") for number in range(1500)])
+
+    async with world.working():
+        await world.until(lambda: world.worker.phase is Phase.PAUSED)
+        world.time.now_s = 100
+        assert shown_lag() == 100
+        world.time.now_s = 200
+        assert shown_lag() == 200
+        world.worker.resume()
+        await world.until(lambda: world.commits)
+        await world.until(lambda: shown_lag() == 0)
+
+    assert shown_lag() is None
+
+
+async def test_the_lag_ages_while_kafka_is_away() -> None:
+    """What stands in a partition that cannot be looked at is not known: it counts from the last time it was."""
+    world = World(some(3))
+    answered = world.watermark
+
+    async with world.working():
+        await world.until(lambda: world.commits and world.polls[-1] == 0)
+        away_s = world.time.now_s
+
+        async def stale(partition: int) -> Watermark:
+            return replace(await answered(partition), answered_ms=NOW_MS + int(away_s * 1000))
+
+        world.watermark = stale  # type: ignore[method-assign]
+        await world.until(lambda: world.time.now_s > away_s + 50)
+        lag_s = shown_lag()
+
+    assert lag_s is not None
+    assert 40 < lag_s <= world.time.now_s - away_s + 1
 
 
 async def test_a_fenced_partition_ends() -> None:
