@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from consumers.commands.assemble import MakeStore, serve
 from consumers.engine.snapshot import Record, read_topic
@@ -106,6 +106,19 @@ class Bench:
 
         await until(gone)
         await self.make_topics()
+
+    async def expire_changelog(self) -> None:
+        """Delete all records of the changelog, as its retention does in the end."""
+        places = [TopicPartition(self.changelog, number) for number in range(self.partitions)]
+        consumer, admin = AIOKafkaConsumer(**self.options), AIOKafkaAdminClient(**self.options)
+        await consumer.start()
+        await admin.start()
+        try:
+            ends = await consumer.end_offsets(places)
+            await admin.delete_records({place: RecordsToDelete(before_offset=ends[place]) for place in places})
+        finally:
+            await consumer.stop()
+            await admin.close()
 
     async def publish(self, reports: Iterable[Raw]) -> None:
         """Write reports as the forwarder does: value, key, partition by key."""

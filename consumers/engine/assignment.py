@@ -7,7 +7,7 @@ for one thing only: whether the group has read further than memory reaches.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import ParamSpec, Protocol, TypeVar
+from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 import structlog
 
@@ -35,6 +35,7 @@ class Evidence:
         topic: the reports topic.
         partition: its number.
         had_journal: whether there was local state before.
+        unproven: whether there is local state still that the changelog, expired up to its end, says nothing about.
         changelog_start: first offset of the changelog.
         next_offset: where the changelog says that the input goes on; None if it says nothing.
         committed: the group's offset, None if it has none.
@@ -50,6 +51,25 @@ class Evidence:
     committed: int | None
     input_start: int
     input_end: int
+    unproven: bool = False
+
+
+class Restored(NamedTuple):
+    """What came of bringing a ledger up to the end of its changelog.
+
+    Attributes:
+        had_journal: whether there was local state before.
+        changelog_start: first offset of the changelog.
+        alone: the changelog expired up to its end, and the journal has all that it held: the position stands in the
+            journal only, and is to be written down again.
+        unproven: it expired up to its end, and may have held more than the journal. The journal is still there, and is
+            to be discarded before the partition goes on without it.
+    """
+
+    had_journal: bool
+    changelog_start: int
+    alone: bool = False
+    unproven: bool = False
 
 
 def input_offset(known: Evidence, *, accept_loss: bool) -> int:
@@ -67,7 +87,11 @@ def input_offset(known: Evidence, *, accept_loss: bool) -> int:
     if offset is None:
         if known.changelog_start == 0 and known.committed is None and not known.had_journal:
             return known.input_start
-        _lost(accept_loss, f"{where}: the memory of this group is lost (journal and changelog hold no position)")
+        if known.unproven:
+            why = "the changelog holds nothing any more, and may have held more than the journal does"
+        else:
+            why = "journal and changelog hold no position"
+        _lost(accept_loss, f"{where}: the memory of this group is lost ({why})")
         offset = known.input_start if known.committed is None else known.committed
     elif known.committed is not None and known.committed > offset:
         _lost(
@@ -106,11 +130,11 @@ class Changelog(Protocol):
     ) -> AsyncIterator[list[tuple[int, bytes]]]: ...
 
 
-async def restore(ledger: Ledger, changelog: Changelog) -> tuple[bool, int]:
+async def restore(ledger: Ledger, changelog: Changelog) -> Restored:
     """Bring a ledger up to the end of its changelog.
 
-    Returns:
-        Whether there was local state before, and the first offset of the changelog.
+    Local state that does not meet the changelog is discarded, unless there is nothing to put in its place: then whether
+    to go on without it is not decided here.
 
     Raises:
         LedgerFormatError: the changelog was written by a newer release.
@@ -118,6 +142,11 @@ async def restore(ledger: Ledger, changelog: Changelog) -> tuple[bool, int]:
     """
     start, end = await changelog.bounds()
     had_journal = ledger.next_changelog_offset() > 0
+    if had_journal and start == end != ledger.next_changelog_offset():
+        # Behind the last record of a transaction stands its commit marker. With nothing else behind it, nothing is
+        # missed; anything more may have been a cycle of another owner.
+        whole = end == ledger.next_changelog_offset() + 1
+        return Restored(had_journal, start, alone=whole, unproven=not whole)
     if had_journal and not start <= ledger.next_changelog_offset() <= end:
         _log.warning(
             "local state does not meet the changelog and is discarded",
@@ -132,7 +161,7 @@ async def restore(ledger: Ledger, changelog: Changelog) -> tuple[bool, int]:
         _log.warning("local state is discarded and restored", cause=str(error))
         await in_thread(ledger.discard)
         await _read_on(ledger, changelog, start, end)
-    return had_journal, start
+    return Restored(had_journal, start)
 
 
 async def _read_on(ledger: Ledger, changelog: Changelog, start: int, end: int) -> None:

@@ -214,28 +214,31 @@ class PartitionWorker:
         self._carry = ()
         await self._transactions.settle()
         async with tools.restores, tools.changelog(partition) as changelog:
-            had_journal, changelog_start = await restore(ledger, changelog)
+            restored = await restore(ledger, changelog)
         async with asyncio.timeout(OFFSETS_TIMEOUT_S):
             committed = await tools.reports.committed(partition)
             input_start, input_end = await tools.reports.bounds(partition)
-        last = ledger.position
+        last = None if restored.unproven else ledger.position
         evidence = Evidence(
             topic=self._rules.reports_topic,
             partition=partition,
-            had_journal=had_journal,
-            changelog_start=changelog_start,
+            had_journal=restored.had_journal,
+            unproven=restored.unproven,
+            changelog_start=restored.changelog_start,
             next_offset=None if last is None else last.next_offset,
             committed=committed,
             input_start=input_start,
             input_end=input_end,
         )
         try:
-            offset, self._unsaid = input_offset(evidence, accept_loss=False), False
+            offset, self._unsaid = input_offset(evidence, accept_loss=False), restored.alone
         except FoundError:
             if not tools.accept_loss:
                 raise
             # Written down at once, records or not: an accepted loss is not asked about again.
             offset, self._unsaid = input_offset(evidence, accept_loss=True), True
+            if restored.unproven:
+                await in_thread(ledger.discard)
         self._position = last or Position(0, offset, 0, Cursor())
         self._clock = PartitionClock(self._position.clock_ms)
         self._show_pending(ledger.waiting())

@@ -197,6 +197,30 @@ async def test_lost_memory_stops_the_assembler(kafka_bootstrap: str, topic_prefi
     assert len(await bench.results()) == before + 10
 
 
+async def test_a_changelog_that_expired_costs_no_memory_that_the_disk_has(
+    kafka_bootstrap: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """The journal goes on where the changelog expired up to its end; without the journal it stops, with status 1."""
+    bench = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path / "state")
+    await bench.make_topics()
+    reports = some_reports(60)
+    await bench.publish(reports[:70])
+    async with bench.assembling(local_ledgers(bench.settings)) as running:
+        await bench.until_done(running)
+    await bench.expire_changelog()
+
+    async with bench.assembling(local_ledgers(bench.settings)) as running:
+        await bench.publish(reports[70:])
+        await bench.until_done(running)
+    assert_exact(await bench.results(), reports)
+
+    await bench.expire_changelog()
+    shutil.rmtree(tmp_path / "state")
+    with pytest.raises(FoundError, match="--accept-loss"):
+        async with bench.assembling(local_ledgers(bench.settings)) as running:
+            await asyncio.wait({running}, timeout=30)
+
+
 async def test_a_missing_topic_is_named(kafka_bootstrap: str, topic_prefix: str) -> None:
     """It does not start, and makes no topic by asking for it."""
     bench = Bench(kafka_bootstrap, topic_prefix)

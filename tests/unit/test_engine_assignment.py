@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from consumers.engine.assignment import Evidence, input_offset, restore
+from consumers.engine.assignment import Evidence, Restored, input_offset, restore
 from consumers.entry import Cursor, Entry, LedgerDamagedError, LedgerFormatError, Position
 from ingest.runtime.errors import FoundError
 from tests.fakes.ledgers import MemoryLedger
@@ -45,6 +45,7 @@ def test_the_changelog_says_where_the_input_goes_on(known: Evidence, offset: int
     ("known", "accepted"),
     [
         (replace(NEW, had_journal=True), 10),
+        (replace(NEW, had_journal=True, unproven=True, changelog_start=5, committed=40), 40),
         (replace(NEW, changelog_start=5), 10),
         (replace(NEW, committed=40), 40),
         (replace(KNOWN, committed=60), 60),
@@ -54,6 +55,7 @@ def test_the_changelog_says_where_the_input_goes_on(known: Evidence, offset: int
     ],
     ids=[
         "journal without changelog",
+        "journal of which nobody knows whether it is whole",
         "changelog aged out",
         "changelog gone",
         "changelog cut short",
@@ -113,7 +115,7 @@ async def test_an_empty_ledger_reads_all_of_the_changelog() -> None:
     """From its first offset to its end."""
     ledger, log = MemoryLedger(), Log(a_changelog(200), start=0)
 
-    assert await restore(ledger, log) == (False, 0)
+    assert await restore(ledger, log) == Restored(had_journal=False, changelog_start=0)
     assert log.read_from == [0]
     assert ledger.waiting() == 200
 
@@ -124,7 +126,7 @@ async def test_a_ledger_that_is_behind_reads_the_rest() -> None:
     ledger.apply(records[:4])
     log = Log(records)
 
-    assert await restore(ledger, log) == (True, 0)
+    assert await restore(ledger, log) == Restored(had_journal=True, changelog_start=0)
     assert log.read_from == [7]
     assert ledger.position is not None
     assert ledger.position.cycle == 9
@@ -141,6 +143,30 @@ async def test_local_state_that_does_not_meet_the_changelog_is_discarded(start: 
 
     assert ledger.discarded == 1
     assert log.read_from == [start]
+
+
+async def test_a_journal_that_has_all_of_an_expired_changelog_is_kept() -> None:
+    """Nothing but the commit marker of its last cycle stood behind what it has: nothing is missed."""
+    ledger = MemoryLedger()
+    ledger.apply(a_changelog(4))
+    after = ledger.next_changelog_offset() + 1
+
+    assert await restore(ledger, Log([], start=after)) == Restored(had_journal=True, changelog_start=after, alone=True)
+    assert ledger.discarded == 0
+    assert ledger.waiting() == 4
+
+
+@pytest.mark.parametrize("after", [0, 9, 20], ids=["changelog made anew", "one record more", "many"])
+async def test_a_journal_is_not_thrown_away_for_an_empty_changelog(after: int) -> None:
+    """There is nothing to put in its place: whoever may accept the loss is asked before it is gone."""
+    ledger = MemoryLedger()
+    ledger.apply(a_changelog(4))
+    assert ledger.next_changelog_offset() == 7
+
+    assert await restore(ledger, Log([], start=after)) == Restored(
+        had_journal=True, changelog_start=after, unproven=True
+    )
+    assert ledger.discarded == 0
 
 
 async def test_damaged_local_state_is_discarded_and_restored() -> None:

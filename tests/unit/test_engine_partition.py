@@ -11,10 +11,12 @@ import pytest
 from prometheus_client import REGISTRY
 
 from consumers.engine.clock import Watermark
-from consumers.engine.cycle import Rules
+from consumers.engine.cycle import Rules, digest_of
 from consumers.engine.partition import Pace, PartitionWorker, Phase, Tools
 from consumers.engine.routing import Outlet, Routing
 from consumers.engine.transaction import DoubtError, FencedError, RefusedError, Send
+from consumers.entry import Cursor, Entry, Position
+from ingest.runtime.errors import FoundError
 from tests.assembling import a_report
 from tests.fakes.ledgers import MemoryLedger
 from tests.unit.test_engine_assignment import Log
@@ -46,7 +48,7 @@ class Time:
 class World:
     """A partition's input, changelog and transactions in memory, and the worker that is tested."""
 
-    def __init__(self, records: Sequence[Given] = (), *, partitions: int = 1) -> None:
+    def __init__(self, records: Sequence[Given] = (), *, partitions: int = 1, accept_loss: bool = False) -> None:
         self.time = Time()
         self.records = list(records)
         self.position = 0
@@ -55,6 +57,7 @@ class World:
         self.idle_polls_max = 10_000
         self.ledger = MemoryLedger()
         self.log: list[tuple[int, bytes]] = []
+        self.log_start = 0
         self.commits: list[tuple[list[Send], int]] = []
         self.faults: dict[int, BaseException] = {}
         self.tries = 0
@@ -77,7 +80,7 @@ class World:
             restores=asyncio.Semaphore(1),
             owned=lambda: 1,
             clock=self.time,
-            accept_loss=False,
+            accept_loss=accept_loss,
         )
         pace = Pace(commit_interval_s=0.2, idle_cycle_ms=IDLE_CYCLE_MS)
         self.worker = PartitionWorker(rules, routing, pace, tools, self)  # type: ignore[arg-type]
@@ -137,7 +140,7 @@ class World:
         if fault is not None and "after" not in str(fault):
             raise fault
         self.commits.append((list(sends), next_offset))
-        first = self.log[-1][0] + 2 if self.log else 0
+        first = max(self.log_start, self.log[-1][0] + 2 if self.log else 0)
         offsets = [first + index for index in range(len(changelog))]
         self.log += zip(offsets, changelog, strict=True)
         if fault is not None:
@@ -152,7 +155,8 @@ class World:
     @contextlib.asynccontextmanager
     async def _changelog(self, partition: int) -> AsyncIterator[Log]:
         assert partition == 0
-        yield Log(self.log)
+        left = [record for record in self.log if record[0] >= self.log_start]
+        yield Log(left, start=self.log_start)
         if self.reads_cancelled:
             self.reads_cancelled -= 1
             raise asyncio.CancelledError
@@ -264,6 +268,48 @@ async def test_a_reader_that_cancels_its_own_fetch_is_a_doubt_and_no_end() -> No
 
     assert world.results() == keys(10)
     assert world.settled == 3
+
+
+def expired(missing: int, *, accept_loss: bool = False) -> World:
+    """A world with a journal of one waiting message, and a changelog that expired so many offsets behind it."""
+    world = World(some(2), accept_loss=accept_loss)
+    entry = Entry(digest_of(b"w"), NOW_MS, first_seen=True, waiting=True, payload=b"")
+    world.ledger.apply([(4, world.ledger.encode([entry], Position(3, 1, NOW_MS, Cursor()))[0])])
+    world.log_start = 6 + missing
+    return world
+
+
+async def test_a_position_that_only_the_journal_has_is_written_down_again() -> None:
+    """The changelog expired up to its end, the journal has it all: the next cycle says the position at once."""
+    world = expired(0)
+    world.records = world.records[:1]
+
+    async with world.working():
+        await world.until(lambda: world.commits)
+
+    assert world.log[0][0] == 6
+    assert world.ledger.discarded == 0
+    assert world.ledger.position is not None
+    assert world.ledger.position.cycle == 4
+    assert world.ledger.waiting() == 1
+    assert world.results() == []
+
+
+async def test_a_journal_survives_a_refusal_to_go_on() -> None:
+    """It may be the last copy of what the group remembers: only who accepts the loss does without it."""
+    refused, accepted = expired(1), expired(1, accept_loss=True)
+
+    async with refused.working():
+        await refused.until(lambda: refused.ended)
+    async with accepted.working():
+        await accepted.until(lambda: accepted.commits)
+
+    assert isinstance(refused.ended[0], FoundError)
+    assert "may have held more than the journal" in str(refused.ended[0])
+    assert refused.ledger.discarded == 0
+    assert refused.ledger.waiting() == 1
+    assert accepted.ledger.discarded == 1
+    assert accepted.results() == keys(2)
 
 
 async def test_a_ledger_that_fails_after_the_commit_is_read_up() -> None:
