@@ -122,6 +122,7 @@ class DeadLetters(Protocol):
 
         Raises:
             AwayError: Kafka does not answer; they may be there.
+            UsageError: the topic does not take one of them: whoever set it up must act.
         """
         ...
 
@@ -161,7 +162,11 @@ class Delivery:
         return self._away
 
     async def run(self) -> None:
-        """Deliver until `stop` is set. What was stored by then is committed if Kafka answers."""
+        """Deliver until `stop` is set. What was stored by then is committed if Kafka answers.
+
+        Raises:
+            UsageError: a dead letter is not taken by its topic; nothing is moved past.
+        """
         try:
             while not self._stop.is_set():
                 records = await self._patiently("kafka", self._poll)

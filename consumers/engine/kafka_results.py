@@ -19,10 +19,12 @@ from consumers.engine.kafka import (
     REQUEST_TIMEOUT_MS,
     SESSION_TIMEOUT_MS,
     Options,
+    is_refused,
 )
+from consumers.engine.stopping import stop_client
 from consumers.rows import AwayError
 from ingest.contract.dead_letter import DeadLetter
-from ingest.contract.topics import RECORD_BYTES_MAX
+from ingest.runtime.errors import UsageError
 
 CLIENT_ID = "dlrflow-sink"
 START_TIMEOUT_S = 20.0
@@ -30,7 +32,8 @@ POLL_SLACK_S = 30.0
 """How much longer than it should a poll may take, a rebalance included, before Kafka counts as away."""
 COMMIT_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 5.0
+REQUEST_BYTES_UNLIMITED = 2**31 - 1
+"""The client would measure a record before its compression; the broker judges what it is sent."""
 
 
 class ResultsConsumer:
@@ -52,6 +55,7 @@ class ResultsConsumer:
         self._topic = topic
         self._on_revoked = on_revoked
         self._first = 0
+        self._failed: AwayError | None = None
         self._consumer: Any = None
 
     async def start(self) -> None:
@@ -81,7 +85,7 @@ class ResultsConsumer:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await consumer.start()
         except BaseException as error:
-            await _stopped(consumer)
+            await stop_client(consumer)
             if isinstance(error, CLIENT_ERRORS):
                 raise AwayError(_said(error)) from error
             raise
@@ -89,35 +93,51 @@ class ResultsConsumer:
 
     async def stop(self) -> None:
         """Leave the group; twice is harmless."""
-        if self._consumer is not None:
-            await _stopped(self._consumer)
-            self._consumer = None
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await stop_client(consumer)
 
     async def poll(self, *, records_max: int, wait_s: float) -> Sequence[Record]:
         """The next records of all owned partitions, none after `wait_s`.
 
-        One partition a call, beginning with another one each time: a call for all of them starves some.
+        One partition a call, beginning with another one each time: a call for all of them starves some. What was read
+        has moved the position of its partition, so it is handed out also when another partition failed after it; the
+        failure is raised by the next call. After a rebalance some records come again.
 
         Raises:
             AwayError: Kafka does not answer.
         """
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
         records: list[Record] = []
         try:
             async with asyncio.timeout(wait_s + POLL_SLACK_S):
-                places = sorted(self._consumer.assignment())
-                self._first += 1
-                for at in range(len(places)):
-                    place = places[(self._first + at) % len(places)]
-                    left = records_max - len(records)
-                    if left > 0:
-                        fetched = await self._consumer.getmany(place, timeout_ms=0, max_records=left)
-                        records += fetched.get(place, ())
+                await self._take(records, records_max)
                 if not records:
-                    fetched = await self._consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=records_max)
-                    records = [record for those in fetched.values() for record in those]
+                    # One record: a call that has more than one partition's in hand loses them to an error in the next.
+                    fetched = await self._consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=1)
+                    records += [record for those in fetched.values() for record in those]
+                    if records:
+                        await self._take(records, records_max)
         except CLIENT_ERRORS as error:
-            raise AwayError(_said(error)) from error
+            away = AwayError(_said(error))
+            away.__cause__ = error
+            if not records:
+                raise away from error
+            self._failed = away
         return records
+
+    async def _take(self, records: list[Record], records_max: int) -> None:
+        """Add what was fetched, up to so many records in all."""
+        places = sorted(self._consumer.assignment())
+        self._first += 1
+        for at in range(len(places)):
+            place = places[(self._first + at) % len(places)]
+            left = records_max - len(records)
+            if left > 0:
+                fetched = await self._consumer.getmany(place, timeout_ms=0, max_records=left)
+                records += fetched.get(place, ())
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
         """Make next offsets by partition the group's. Those of partitions not owned any more are left out.
@@ -186,6 +206,7 @@ class DeadLetterProducer:
 
         Raises:
             AwayError: Kafka does not answer; some may be there.
+            UsageError: the topic does not take one of them.
         """
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
@@ -203,13 +224,19 @@ class DeadLetterProducer:
                 await asyncio.gather(*sends)
         except CLIENT_ERRORS as error:
             await self.stop()
+            if is_refused(error):
+                raise UsageError(
+                    f"{self._topic} takes no dead letter of this size "
+                    f"(the greatest has {max(len(letter.value or b'') for letter in letters)} bytes): "
+                    "raise its max.message.bytes, and the message.max.bytes of the brokers"
+                ) from error
             raise AwayError(_said(error)) from error
 
     async def stop(self) -> None:
         """Close the producer; twice is harmless."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            await _stopped(producer)
+            await stop_client(producer)
 
     async def _started(self) -> Any:
         if self._producer is None:
@@ -219,20 +246,11 @@ class DeadLetterProducer:
                 acks="all",
                 enable_idempotence=True,
                 compression_type="zstd",
-                max_request_size=RECORD_BYTES_MAX,
+                max_request_size=REQUEST_BYTES_UNLIMITED,
                 request_timeout_ms=REQUEST_TIMEOUT_MS,
             )
             await self._producer.start()
         return self._producer
-
-
-async def _stopped(client: Any) -> None:
-    """Stop a client; one whose broker is away would wait for ever."""
-    try:
-        async with asyncio.timeout(STOP_TIMEOUT_S):
-            await client.stop()
-    except CLIENT_ERRORS:
-        return
 
 
 def _said(error: BaseException) -> str:

@@ -82,17 +82,26 @@ class Bench:
         self.kind = kind
         self.options = client_options(self.settings)
 
-    async def make_topics(self) -> None:
-        """Make both topics."""
+    async def make_topics(self, **dead_letters: str) -> None:
+        """Make both topics; settings of the dead letters have underscores for points."""
+        configs = {name.replace("_", "."): value for name, value in dead_letters.items()}
         async with TopicAdmin(self.options) as admin:
-            names = {self.settings.results_topic: PARTITIONS, self.settings.dead_letters_topic: 1}
             await admin.create(
-                TopicSpec(name=name, partitions=count, replication=1, configs={}) for name, count in names.items()
+                [
+                    TopicSpec(name=self.settings.results_topic, partitions=PARTITIONS, replication=1, configs={}),
+                    TopicSpec(name=self.settings.dead_letters_topic, partitions=1, replication=1, configs=configs),
+                ]
             )
 
     async def publish(self, results: Sequence[Result | bytes], *, transactional_id: str | None = None) -> None:
         """Write results as the assembler does, bytes as they are; a transaction is left open and aborted."""
-        producer = AIOKafkaProducer(**self.options, acks="all", transactional_id=transactional_id)
+        producer = AIOKafkaProducer(
+            **self.options,
+            acks="all",
+            compression_type="zstd",
+            max_request_size=1 << 30,
+            transactional_id=transactional_id,
+        )
         await producer.start()
         try:
             if transactional_id:
@@ -272,6 +281,34 @@ async def test_what_is_no_result_is_a_dead_letter(bench: Bench) -> None:
         (bench.kind.encode(), bench.settings.results_topic.encode())
     }
     assert [(letter.key, letter.value) for letter in letters] == [(b"raw", b"no result"), (b"raw", b"{}")]
+
+
+@pytest.mark.parametrize("bench", ["sqlite"], indirect=True)
+async def test_a_large_record_that_is_no_result_is_a_dead_letter(bench: Bench) -> None:
+    """What the results topic took in, compressed, the dead letters take too: brokers measure what they are sent."""
+    await bench.make_topics(max_message_bytes="2097152")
+    value = b"no result " * 300_000
+    await bench.publish([value, a_result("a")])
+
+    async with bench.delivering() as running:
+        await bench.until_done(running)
+
+    assert await bench.rows() == {"a": 1}
+    (letter,) = await bench.dead_letters()
+    assert letter.value == value
+
+
+@pytest.mark.parametrize("bench", ["sqlite"], indirect=True)
+async def test_a_dead_letter_that_kafka_never_takes_ends_the_sink_by_name(bench: Bench) -> None:
+    """Waiting would not help and moving past it would lose it: the line says which setting must be raised."""
+    await bench.make_topics(max_message_bytes="1000")
+    await bench.publish([os.urandom(5000)])
+
+    with pytest.raises(UsageError, match=rf"{bench.settings.dead_letters_topic} .* max\.message\.bytes"):
+        async with asyncio.timeout(30), bench.delivering() as running:
+            await running
+
+    assert await bench.dead_letters() == []
 
 
 @pytest.mark.parametrize("bench", ["sqlite", "postgres"], indirect=True)
