@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import structlog
 import typer
@@ -22,7 +23,7 @@ from ingest.settings import DrainSettings
 from ingest.spool.accounts import Accounts
 from ingest.spool.base import VolatileSpoolError
 from ingest.spool.disk import adopt_free
-from ingest.spool.folder import check_device, folders
+from ingest.spool.folder import QUARANTINE, check_device, folders, kept_in_quarantine
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +59,8 @@ async def drain_spool(settings: DrainSettings) -> None:
     """Publish what the folders under `DLR_SPOOL_DIR` hold that nobody holds, and print what was done.
 
     Raises:
-        FoundError: something remains: it was stopped, or a folder is held by another process or cannot be read.
+        FoundError: something remains: it was stopped, a folder is held by another process or cannot be read, or
+            something is in quarantine.
         ServiceAwayError: Kafka stayed away at the start.
         UsageError: the folder cannot be used.
     """
@@ -83,9 +85,24 @@ async def drain_spool(settings: DrainSettings) -> None:
         f"reports published: {done.published}, dead-lettered: {done.dead_lettered}, "
         f"quarantined: {done.quarantined}; folders emptied: {done.folders}"
     )
-    if left := folders(RealFileSystem(), settings.spool_dir):
+    if remaining := _remaining(settings.spool_dir):
+        raise FoundError("; ".join(remaining))
+
+
+def _remaining(root: Path) -> list[str]:
+    fs = RealFileSystem()
+    remaining = []
+    if left := folders(fs, root):
         names = ", ".join(path.name for path in left)
-        raise FoundError(f"{len(left)} spool folders remain, held by another process or unreadable: {names}")
+        remaining.append(
+            f"not drained, since another process holds it or it cannot be read: {names} (stop its receiver first)"
+        )
+    if kept := kept_in_quarantine(fs, root):
+        remaining.append(
+            f"{len(kept)} files in {root / QUARANTINE} hold reports that could go nowhere else; "
+            "look at them and move them away"
+        )
+    return remaining
 
 
 async def _drain(settings: DrainSettings, options: dict[str, object]) -> Drained:

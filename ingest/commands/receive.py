@@ -15,8 +15,9 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from ingest.commands.receive_topics import start_look
 from ingest.contract.settings import PREFIX, AuthSettings, NetworkSettings, TlsSettings
+from ingest.contract.topics import RECORD_BYTES_MAX
 from ingest.receiver.durable import AckMode
-from ingest.receiver.listen import open_listener
+from ingest.receiver.listen import await_listener
 from ingest.receiver.workers import WorkerPool
 from ingest.runtime.admin import AdminServer, Health
 from ingest.runtime.clock import SystemClock
@@ -45,12 +46,18 @@ async def receive(settings: ReceiveSettings, environ: Mapping[str, str]) -> None
         UsageError: a setting or its surroundings are wrong (an occupied port, too).
     """
     refuse_what_is_not_served(settings)
+    if settings.body_max_bytes > RECORD_BYTES_MAX:
+        log.warning(
+            "bodies may be larger than a record: a report that Kafka refuses for its size ends in quarantine",
+            body_max_bytes=settings.body_max_bytes,
+            record_bytes_max=RECORD_BYTES_MAX,
+        )
     options = client_options(settings)
     clock = SystemClock()
     stop = stop_event_on_signals(settings.shutdown_grace_s)
     registry = CollectorRegistry()
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(open_listener(settings.http_host, settings.http_port, environ))
+        listener = stack.enter_context(await await_listener(settings.http_host, settings.http_port, environ, clock))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dlrflow-metrics-")))
         pool = WorkerPool(
             command=WORKER,

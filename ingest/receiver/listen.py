@@ -6,12 +6,37 @@ import socket
 from collections.abc import Mapping
 from typing import Final
 
+from ingest.runtime.clock import Clock
 from ingest.runtime.errors import UsageError
 
 BACKLOG: Final = 4096
 """Connections that wait to be accepted; the kernel takes less if `net.core.somaxconn` says so."""
 
+BIND_PATIENCE_S: Final = 3.0
+"""How long a taken port is tried again: a worker that has lost its parent needs a moment to notice and let go of it."""
+BIND_RETRY_S: Final = 0.1
+
 _FIRST_PASSED = 3
+
+
+class PortTakenError(UsageError):
+    """Somebody listens there already."""
+
+
+async def await_listener(host: str, port: int, environ: Mapping[str, str], clock: Clock) -> socket.socket:
+    """`open_listener`, trying again for `BIND_PATIENCE_S` while the port is taken.
+
+    Raises:
+        UsageError: as `open_listener`.
+    """
+    until = clock.monotonic() + BIND_PATIENCE_S
+    while True:
+        try:
+            return open_listener(host, port, environ)
+        except PortTakenError:
+            if clock.monotonic() >= until:
+                raise
+        await clock.sleep(BIND_RETRY_S)
 
 
 def open_listener(host: str, port: int, environ: Mapping[str, str]) -> socket.socket:
@@ -23,6 +48,7 @@ def open_listener(host: str, port: int, environ: Mapping[str, str]) -> socket.so
         environ: the environment.
 
     Raises:
+        PortTakenError: somebody listens there.
         UsageError: the address cannot be listened on, or what was passed is not one listening TCP socket.
     """
     if environ.get("LISTEN_PID") == str(os.getpid()):
@@ -40,8 +66,9 @@ def open_listener(host: str, port: int, environ: Mapping[str, str]) -> socket.so
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be listened on: {error.strerror}"
-        raise UsageError(f"callback port {host}:{port} {why}") from None
+        if error.errno == errno.EADDRINUSE:
+            raise PortTakenError(f"callback port {host}:{port} is taken") from None
+        raise UsageError(f"callback port {host}:{port} cannot be listened on: {error.strerror}") from None
     return listener
 
 

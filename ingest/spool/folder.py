@@ -178,6 +178,13 @@ class Folder:
             self.lock.release()
 
 
+def kept_in_quarantine(fs: FileSystem, root: Path) -> list[Path]:
+    """Files in quarantine with reports that are nowhere else, without torn tails, which were never answered."""
+    folder = root / QUARANTINE
+    bodies = [Path(name) for name in _names(fs, folder) if name.endswith(".body") and not name.startswith(".")]
+    return [folder / body for body in sorted(bodies) if not body.stem.endswith(TORN)]
+
+
 def save_in_quarantine(fs: FileSystem, root: Path, name: str, value: bytes, note: str) -> None:
     """Two durable files, `<name>.note` and `<name>.body`; the body's name appears when both are complete.
 

@@ -23,7 +23,7 @@ from ingest.runtime.files import RealFileSystem
 from ingest.runtime.kafka import TopicAdmin
 from ingest.spool.accounts import Accounts
 from ingest.spool.disk import DiskSpool, SpoolOptions, open_spool
-from ingest.spool.folder import folders
+from ingest.spool.folder import TORN, folders, save_in_quarantine
 from tests.fakes.forward import MemoryBacklog
 
 RECEIVED_MS = 1_795_000_000_123
@@ -109,6 +109,19 @@ async def test_a_folder_that_is_held_makes_the_status_1(
     assert done.stdout.startswith("reports published: 1, ")
     assert held.name in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_reports_in_quarantine_are_not_called_drained(tmp_path: Path, topic_prefix: str) -> None:
+    """They are nowhere else: who would wipe the disk is told. Torn tails, which nobody was answered, do not count."""
+    save_in_quarantine(RealFileSystem(), tmp_path, f"x{TORN}", b"torn", "a note")
+    nothing = await run_drain(tmp_path, "127.0.0.1:1", topic_prefix)
+    save_in_quarantine(RealFileSystem(), tmp_path, "y", b"a report", "a note")
+
+    done = await run_drain(tmp_path, "127.0.0.1:1", topic_prefix)
+
+    assert nothing.returncode == 0, nothing.stderr
+    assert done.returncode == 1
+    assert f"1 files in {tmp_path / 'quarantine'} hold reports" in done.stderr
 
 
 async def test_a_spool_that_was_never_made_is_empty(tmp_path: Path, topic_prefix: str) -> None:

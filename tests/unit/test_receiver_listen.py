@@ -2,10 +2,11 @@
 
 import os
 import socket
+from collections.abc import Callable
 
 import pytest
 
-from ingest.receiver.listen import open_listener
+from ingest.receiver.listen import BIND_PATIENCE_S, await_listener, open_listener
 from ingest.runtime.errors import UsageError
 
 
@@ -21,6 +22,45 @@ def test_a_taken_port_names_itself() -> None:
         port = first.getsockname()[1]
         with pytest.raises(UsageError, match=rf"^callback port 127\.0\.0\.1:{port} is taken$"):
             open_listener("127.0.0.1", port, {})
+
+
+class Watch:
+    """A clock whose sleeps pass at once, after something has happened."""
+
+    def __init__(self, happens: Callable[[], None]) -> None:
+        self.now_s = 0.0
+        self._happens = happens
+
+    def wall_ms(self) -> int:
+        """Not asked for."""
+        return 0
+
+    def monotonic(self) -> float:
+        """Seconds slept."""
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        """Let something happen."""
+        self.now_s += seconds
+        self._happens()
+
+
+async def test_a_port_that_is_let_go_soon_is_waited_for() -> None:
+    """The worker of a receiver that was killed needs a moment to let go of it."""
+    first = open_listener("127.0.0.1", 0, {})
+    port = first.getsockname()[1]
+
+    with await await_listener("127.0.0.1", port, {}, Watch(first.close)) as second:
+        assert second.getsockname()[1] == port
+
+
+async def test_a_port_that_stays_taken_is_not_waited_for_long() -> None:
+    """Then it is somebody else's."""
+    watch = Watch(lambda: None)
+    with open_listener("127.0.0.1", 0, {}) as first, pytest.raises(UsageError, match=r"is taken$"):
+        await await_listener("127.0.0.1", first.getsockname()[1], {}, watch)
+
+    assert BIND_PATIENCE_S <= watch.now_s < 2 * BIND_PATIENCE_S
 
 
 def test_an_unknown_host_names_itself() -> None:
