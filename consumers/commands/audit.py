@@ -14,7 +14,7 @@ from rich.table import Table
 from consumers.audit import TIMEOUT_SLACK_S, Audit, TruthError
 from consumers.engine.kafka import Options
 from consumers.engine.snapshot import read_topic
-from consumers.rows import StoredRow
+from consumers.rows import AwayError, StoredRow
 from consumers.settings import AuditSettings
 from ingest.contract.result import decode_result
 from ingest.runtime.errors import FoundError, ServiceAwayError, UsageError
@@ -88,8 +88,8 @@ async def _once(settings: AuditSettings, truth: Path, sink: str | None, open_sin
         await _read_results(audit, options, *results)
         await _read_dead_letters(audit, options, *dead_letters)
         first_ms = await _read_reports(audit, options, *reports)
-    except TimeoutError:
-        raise ServiceAwayError("Kafka stopped handing out records") from None
+    except AwayError as error:
+        raise ServiceAwayError(f"Kafka stopped handing out records: {error}") from None
     if open_sink is not None and sink is not None:
         async with open_sink() as rows:
             async for row in rows.stored():

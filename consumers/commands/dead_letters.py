@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from consumers.dead_letters import Filter, Letter, Publication, Replay
-from consumers.engine.snapshot import Record, read_record, read_topic, single_record_producer
-from consumers.rows import Arrival, RefusedError, WriteCount
+from consumers.engine.delivery import read_result
+from consumers.engine.snapshot import Record, RecordWriter, read_record, read_topic
+from consumers.rows import Arrival, AwayError, RefusedError, WriteCount
 from consumers.settings import DeadLettersSettings
 from ingest.contract.dead_letter import Stage
 from ingest.contract.report import Reason, RejectedError
-from ingest.contract.result import decode_result
 from ingest.runtime.errors import FoundError, ServiceAwayError, UsageError
 from ingest.runtime.kafka import TopicAdmin, client_options
 from ingest.runtime.partitioner import partitions_of
@@ -105,16 +105,17 @@ async def replay_letters(
 
     Raises:
         FoundError: some still cannot be used; they stay where they are.
+        ServiceAwayError: Kafka or the sink does not answer; says how many were sent.
         UsageError: a name that is none.
     """
     letters = [await _letter(settings, name) for name in names]
     if not names:
         letters = [letter async for letter in _letters(settings, wanted, limit)]
     sent = refused = 0
-    publications: list[Publication] = []
+    publications: list[tuple[str, Publication]] = []
     for letter in letters:
         if letter.header("dlq-stage") == Stage.SINK:
-            done = dry_run or await _write(letter, open_sink)
+            done = await _write(letter, open_sink, dry_run=dry_run)
             sent, refused = sent + done, refused + (not done)
             continue
         try:
@@ -125,10 +126,10 @@ async def replay_letters(
             continue
         for rejected in replay.refused:
             _CONSOLE.print(f"{letter.name}: still {rejected.reason}: {rejected.detail}", markup=False)
-        publications += replay.publications
-        sent, refused = sent + len(replay.publications), refused + len(replay.refused)
-    if publications and not dry_run:
-        await _publish(settings, publications)
+        publications += [(letter.name, publication) for publication in replay.publications]
+        refused += len(replay.refused)
+    published = len(publications) if dry_run else await _publish(settings, publications, before=sent)
+    sent, refused = sent + published, refused + len(publications) - published
     _CONSOLE.print(f"{'would send' if dry_run else 'sent'} {sent}, still unusable {refused}")
     if refused:
         raise FoundError(f"{refused} still cannot be used and stay dead letters")
@@ -165,8 +166,8 @@ async def _letters(settings: DeadLettersSettings, wanted: Filter, limit: int | N
                         return
                     found += 1
                     yield letter
-    except TimeoutError:
-        raise ServiceAwayError("Kafka stopped handing out records") from None
+    except AwayError as error:
+        raise ServiceAwayError(f"Kafka stopped handing out records: {error}") from None
 
 
 async def _letter(settings: DeadLettersSettings, name: str) -> Letter:
@@ -177,7 +178,10 @@ async def _letter(settings: DeadLettersSettings, name: str) -> Letter:
     partition, offset = int(parsed[1]), int(parsed[2])
     record = None
     if partition < await _partitions(settings, topic):
-        record = await read_record(client_options(settings), topic, partition, offset)
+        try:
+            record = await read_record(client_options(settings), topic, partition, offset)
+        except AwayError as error:
+            raise ServiceAwayError(f"Kafka stopped handing out records: {error}") from None
     if record is None:
         raise UsageError(f"there is no dead letter {name}")
     return _read(record)
@@ -194,33 +198,53 @@ def _read(record: Record) -> Letter:
     )
 
 
-async def _publish(settings: DeadLettersSettings, publications: Sequence[Publication]) -> None:
+async def _publish(
+    settings: DeadLettersSettings, publications: Sequence[tuple[str, Publication]], *, before: int
+) -> int:
+    """Publish to the reports topic what letters of these names became; how many it took. The others are named."""
+    if not publications:
+        return 0
     topic = settings.reports_topic
     partitions = await _partitions(settings, topic)
-    async with single_record_producer(client_options(settings)) as producer:
-        for publication in publications:
+    sent = 0
+    async with RecordWriter(client_options(settings)) as writer:
+        for name, publication in publications:
             partition = publication.partition
             if publication.key is not None:
                 partition = int(partitions_of([publication.key], partitions)[0])
-            await producer.send_and_wait(
-                topic,
-                key=publication.key,
-                value=publication.value,
-                headers=publication.headers,
-                timestamp_ms=publication.timestamp_ms,
-                partition=partition,
-            )
+            elif partition is not None and partition >= partitions:
+                _CONSOLE.print(f"{name}: {topic} has no partition {partition}", markup=False)
+                continue
+            try:
+                await writer.write(
+                    topic,
+                    key=publication.key,
+                    value=publication.value,
+                    headers=publication.headers,
+                    timestamp_ms=publication.timestamp_ms,
+                    partition=partition,
+                )
+            except RefusedError as error:
+                _CONSOLE.print(f"{name}: {error}", markup=False)
+            except AwayError as error:
+                raise ServiceAwayError(
+                    f"Kafka went away at dead letter {name} ({error}); {before + sent} were sent before. "
+                    "A second replay of all is harmless"
+                ) from error
+            else:
+                sent += 1
+    return sent
 
 
-async def _write(letter: Letter, open_sink: OpenSink) -> bool:
-    """Write the result in a sink's dead letter to that sink; whether it took it."""
+async def _write(letter: Letter, open_sink: OpenSink, *, dry_run: bool) -> bool:
+    """Write the result in a sink's dead letter to that sink; whether it took it, or might when nothing is written."""
     try:
-        result = decode_result(letter.value or b"")
-        kind = letter.header("dlq-sink")
-        async with open_sink(kind) as sink:
-            place = (int(letter.header("dlq-partition")), int(letter.header("dlq-offset")))
-            await sink.write([Arrival(*place, result)])
-    except (ValueError, RefusedError) as error:
+        result = read_result(letter.value)
+        place = (int(letter.header("dlq-partition")), int(letter.header("dlq-offset")))
+        if not dry_run:
+            async with open_sink(letter.header("dlq-sink")) as sink:
+                await sink.write([Arrival(*place, result)])
+    except (ValueError, RejectedError, RefusedError) as error:
         _CONSOLE.print(f"{letter.name}: {error}", markup=False)
         return False
     return True

@@ -3,15 +3,21 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from consumers.engine.kafka import Options
+from consumers.engine.kafka import CLIENT_ERRORS, Options, is_refused
+from consumers.engine.stopping import stop_client
+from consumers.rows import AwayError, RefusedError
 
 READ_IDLE_MAX_S = 30.0
 """The longest wait for the next record of a topic that is known to hold one."""
 REQUEST_TIMEOUT_MS = 30_000
+WRITE_MAX_S = 30.0
+"""The longest wait for one record to be acknowledged, the connection included."""
+REQUEST_BYTES_UNLIMITED = 2**31 - 1
+"""The client would measure a record before its compression; the broker judges what it is sent."""
 FETCH_BYTES = 4 << 20
 READ_RECORDS = 5_000
 
@@ -41,7 +47,7 @@ async def read_topic(
         since_ms: leave out what is before the first record of this timestamp or a later one.
 
     Raises:
-        TimeoutError: the brokers hand out nothing for `READ_IDLE_MAX_S`.
+        AwayError: the brokers do not answer, or hand out nothing for `READ_IDLE_MAX_S`.
     """
     places = [TopicPartition(topic, partition) for partition in range(partitions)]
     async with _reader(options, places) as consumer:
@@ -56,15 +62,20 @@ async def read_topic(
         consumer.pause(*(place for place in places if place not in open_places))
         while open_places:
             async with asyncio.timeout(READ_IDLE_MAX_S):
-                for place, records in (await _some(consumer, open_places)).items():
-                    yield [record for record in records if record.offset < ends[place]]
-                for place in [place for place in open_places if await consumer.position(place) >= ends[place]]:
-                    open_places.remove(place)
-                    consumer.pause(place)
+                fetched = await _some(consumer, open_places)
+            for place, records in fetched.items():
+                yield [record for record in records if record.offset < ends[place]]
+            for place in [place for place in open_places if await consumer.position(place) >= ends[place]]:
+                open_places.remove(place)
+                consumer.pause(place)
 
 
 async def read_record(options: Options, topic: str, partition: int, offset: int) -> Record | None:
-    """One committed record, or None where there is none at that offset."""
+    """One committed record, or None where there is none at that offset.
+
+    Raises:
+        AwayError: as `read_topic`.
+    """
     place = TopicPartition(topic, partition)
     async with _reader(options, [place]) as consumer:
         start, end = (await consumer.beginning_offsets([place]))[place], (await consumer.end_offsets([place]))[place]
@@ -106,22 +117,81 @@ async def _reader(options: Options, places: Sequence[TopicPartition]) -> AsyncIt
     try:
         await consumer.start()
         yield consumer
+    except CLIENT_ERRORS as error:
+        raise AwayError(_said(error)) from error
     finally:
-        await consumer.stop()
+        await stop_client(consumer)
 
 
-@asynccontextmanager
-async def single_record_producer(options: Options) -> AsyncIterator[AIOKafkaProducer]:
-    """A producer for some records, each awaited: idempotent, acknowledged by all in-sync replicas."""
-    producer: Any = AIOKafkaProducer(
-        **options,
-        acks="all",
-        enable_idempotence=True,
-        compression_type="zstd",
-        request_timeout_ms=REQUEST_TIMEOUT_MS,
-    )
-    try:
-        await producer.start()
-        yield producer
-    finally:
-        await producer.stop()
+class RecordWriter:
+    """Writes some records, each awaited: idempotent, acknowledged by all in-sync replicas. A context; it ends itself.
+
+    A producer that failed is never used again: after a refusal its sequence numbers have a gap.
+    """
+
+    def __init__(self, options: Options) -> None:
+        """Describe it; it connects with the first record.
+
+        Args:
+            options: of every client.
+        """
+        self._options = options
+        self._producer: Any = None
+
+    async def __aenter__(self) -> Self:
+        """Nothing is connected yet."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close what is open."""
+        await self._stop()
+
+    async def write(
+        self,
+        topic: str,
+        *,
+        partition: int | None,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]],
+        timestamp_ms: int,
+    ) -> None:
+        """Return once it is there.
+
+        Raises:
+            RefusedError: the brokers will never take it; the next one may be written.
+            AwayError: they do not answer; it may be there.
+        """
+        try:
+            async with asyncio.timeout(WRITE_MAX_S):
+                producer = await self._started()
+                await producer.send_and_wait(
+                    topic, key=key, value=value, headers=headers, timestamp_ms=timestamp_ms, partition=partition
+                )
+        except CLIENT_ERRORS as error:
+            await self._stop()
+            if is_refused(error):
+                raise RefusedError(f"{topic} takes no record of this size") from error
+            raise AwayError(_said(error)) from error
+
+    async def _started(self) -> Any:
+        if self._producer is None:
+            self._producer = AIOKafkaProducer(
+                **self._options,
+                acks="all",
+                enable_idempotence=True,
+                compression_type="zstd",
+                max_request_size=REQUEST_BYTES_UNLIMITED,
+                request_timeout_ms=REQUEST_TIMEOUT_MS,
+            )
+            await self._producer.start()
+        return self._producer
+
+    async def _stop(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await stop_client(producer)
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__

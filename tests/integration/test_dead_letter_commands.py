@@ -1,27 +1,32 @@
 """`dead-letters` and `audit` on a real Kafka: what is listed, shown, replayed and compared."""
 
+import os
 import sqlite3
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from consumers.commands.audit import compare
 from consumers.commands.dead_letters import filter_of, list_letters, replay_letters, show_letter
 from consumers.commands.sinks import open_for_reading, open_for_writing
 from consumers.dead_letters import Filter
-from consumers.engine.snapshot import read_topic
+from consumers.engine.snapshot import RecordWriter, read_topic
+from consumers.rows import AwayError
 from consumers.settings import AuditSettings, DeadLettersSettings
 from ingest.contract.dead_letter import DeadLetter, Origin, Stage, Unit
 from ingest.contract.push import Push, Route
 from ingest.contract.report import Reason, RejectedError
 from ingest.contract.result import encode_result
 from ingest.contract.topics import TopicNeeds, wanted_topics
-from ingest.runtime.errors import FoundError, UsageError
+from ingest.runtime.errors import FoundError, ServiceAwayError, UsageError
 from ingest.runtime.kafka import TopicAdmin, client_options
 from ingest.runtime.partitioner import partition_of
 from tests.unit.test_audit import a_result, truth_line
@@ -158,6 +163,101 @@ async def test_replay_sends_each_where_it_belongs(
     with closing(sqlite3.connect(settings.sqlite_path)) as database:
         assert database.execute("SELECT sms_msg_id, revision FROM message_results").fetchall() == [("m9", 1)]
     assert "still missing-id" in capsys.readouterr().out
+
+
+async def send_letters(settings: DeadLettersSettings, *letters: DeadLetter) -> None:
+    """Put more dead letters into partition 1."""
+    producer = AIOKafkaProducer(**client_options(settings), compression_type="zstd", max_request_size=1 << 30)
+    await producer.start()
+    for letter in letters:
+        await producer.send_and_wait(
+            settings.dead_letters_topic, letter.value, letter.key, 1, letter.timestamp_ms, letter.headers
+        )
+    await producer.stop()
+
+
+async def test_a_replay_takes_any_size_that_kafka_takes(settings: DeadLettersSettings) -> None:
+    """A record above 1 MiB got into the topics, compressed, and gets out again."""
+    large = b'{"smsMsgId":"m2","status":"S","extend":"' + b"x" * (3 << 20) + b'"}'
+    await send_letters(settings, of_record(Stage.ASSEMBLE, Reason.INTERNAL, large))
+
+    await replay_letters(
+        settings, ["1:0"], Filter(), None, dry_run=False, open_sink=partial(open_for_writing, settings)
+    )
+
+    (record,) = await reports_in(settings)
+    assert record.value == large
+
+
+async def test_a_letter_that_kafka_refuses_stops_none_of_the_others(
+    settings: DeadLettersSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is named and counted as refused; those after it, of the same partition, are sent."""
+    await send_letters(
+        settings,
+        of_record(Stage.ASSEMBLE, Reason.INTERNAL, os.urandom(5000)),
+        of_record(Stage.ASSEMBLE, Reason.INTERNAL, b"first"),
+        of_record(Stage.ASSEMBLE, Reason.INTERNAL, b"second"),
+    )
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    await admin.start()
+    small = ConfigResource(ConfigResourceType.TOPIC, settings.reports_topic, {"max.message.bytes": "1000"})
+    await admin.alter_configs([small])
+    await admin.close()
+
+    with pytest.raises(FoundError, match="1 still cannot be used"):
+        await replay_letters(
+            settings,
+            ["1:0", "1:1", "1:2"],
+            Filter(),
+            None,
+            dry_run=False,
+            open_sink=partial(open_for_writing, settings),
+        )
+
+    assert [record.value for record in await reports_in(settings)] == [b"first", b"second"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"1:0: {settings.reports_topic} takes no record of this size",
+        "sent 2, still unusable 1",
+    ]
+
+
+async def test_a_replay_that_kafka_leaves_says_how_far_it_came(
+    settings: DeadLettersSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Status 3 with the letter and the number, so that whoever repeats it knows what stands there already."""
+    write = RecordWriter.write
+
+    async def once(self: RecordWriter, topic: str, **record: Any) -> None:
+        monkeypatch.setattr(RecordWriter, "write", away)
+        await write(self, topic, **record)
+
+    async def away(*_: object, **__: object) -> None:
+        raise AwayError("no answer")
+
+    monkeypatch.setattr(RecordWriter, "write", once)
+
+    with pytest.raises(ServiceAwayError, match=r"0:1 \(no answer\); 1 were sent before"):
+        await replay_letters(
+            settings, ["0:0", "0:1"], Filter(), None, dry_run=False, open_sink=partial(open_for_writing, settings)
+        )
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_a_replay_writes_nothing_that_the_sink_itself_refuses(
+    settings: DeadLettersSettings, capsys: pytest.CaptureFixture[str], *, dry_run: bool
+) -> None:
+    """A result without a real time is none for the sink, and for a replay to that sink neither."""
+    timeless = msgspec.structs.replace(RESULT, first_received_at="yesterday")
+    await send_letters(settings, of_record(Stage.SINK, Reason.BAD_FIELD, encode_result(timeless), "sqlite"))
+
+    with pytest.raises(FoundError, match="1 still cannot be used"):
+        await replay_letters(
+            settings, ["1:0"], Filter(), None, dry_run=dry_run, open_sink=partial(open_for_writing, settings)
+        )
+
+    assert "1:0: bad-field" in capsys.readouterr().out
+    assert not settings.sqlite_path.exists()
 
 
 async def test_the_audit_compares_topics_and_sink(
