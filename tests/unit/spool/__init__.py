@@ -1,0 +1,1 @@
+"""The spool, part by part."""
