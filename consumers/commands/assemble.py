@@ -112,6 +112,7 @@ async def serve(
         resuming.cancel()
         await retired.drain(RETIRED_DRAIN_S)
         await server.stop()
+        await asyncio.to_thread(store.close)
 
 
 async def _look(settings: AssembleSettings, options: Options, clock: Clock) -> tuple[topics.Shapes, str]:

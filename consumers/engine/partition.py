@@ -21,6 +21,7 @@ from consumers.engine.deciding import Decision, Offer, decide
 from consumers.engine.kafka import CLIENT_ERRORS
 from consumers.engine.lag import Lag
 from consumers.engine.metrics import COMMIT, DEAD_LETTERS, DOUBTS, PAUSED, PENDING, RECORDS, RESULTS
+from consumers.engine.narrowing import Narrowing
 from consumers.engine.protocols import Ledger, LedgerStore
 from consumers.engine.routing import Routing
 from consumers.engine.stopping import is_cancelled
@@ -31,7 +32,6 @@ from ingest.runtime.backoff import Backoff
 from ingest.runtime.clock import Clock
 from ingest.runtime.errors import FoundError
 
-CYCLE_RECORDS_MAX = 4000
 OWNED_COST_S = 0.005
 """What a transaction costs, about: the interval grows with the partitions that share a core."""
 
@@ -131,9 +131,7 @@ class PartitionWorker:
         self._caught_up = CaughtUp()
         self._next_cycle_at_s = 0.0
         self._carry: Sequence[InputRecord] = ()
-        self._tried: Sequence[InputRecord] = ()
-        self._records_max = CYCLE_RECORDS_MAX
-        self._refused_offset: int | None = None
+        self._narrowing = Narrowing()
         self._pending = 0
         self._lag = Lag(rules.partition, tools.clock)
         self._unsaid = False
@@ -250,13 +248,17 @@ class PartitionWorker:
         clock = self._tools.clock
         while not self._stopping:
             await clock.sleep(max(0.0, self._next_cycle_at_s - clock.monotonic()))
-            records = self._carry[: self._records_max]
-            self._carry = self._carry[self._records_max :]
-            if not records:
-                records = await self._tools.reports.poll(
-                    self.partition, timeout_s=POLL_S, records_max=self._records_max
-                )
-            await self._cycle(ledger, records)
+            if self._narrowing.apart and not self._carry:
+                await self._cycle(ledger, ())
+            await self._cycle(ledger, await self._next_records())
+
+    async def _next_records(self) -> Sequence[InputRecord]:
+        """What is left in hand, or the next of the input."""
+        most = self._narrowing.records_max
+        if self._carry:
+            records, self._carry = self._carry[:most], self._carry[most:]
+            return records
+        return await self._tools.reports.poll(self.partition, timeout_s=POLL_S, records_max=most)
 
     async def _cycle(self, ledger: Ledger, records: Sequence[InputRecord]) -> None:
         """Decide a cycle, make it a transaction, then remember it."""
@@ -267,11 +269,11 @@ class PartitionWorker:
         self._lag.look(records, caught_up=caught_up)
         offer = Offer(
             records=records,
-            caught_up=caught_up,
+            caught_up=caught_up and not (records and self._narrowing.apart),
             clock_ms=self._clock.tick(now_ms),
             now_ms=now_ms,
             cursor=self._position.cursor,
-            refused_offset=self._refused_offset,
+            refused_offset=self._narrowing.refused_offset,
         )
         try:
             decision = decide(self._rules, ledger, offer)
@@ -286,14 +288,16 @@ class PartitionWorker:
         if self._breaker.trips(decision.taken, dead):
             self._breaker.resume()
             raise _HeldError(f"{dead} of {decision.taken} records cannot be used")
-        self._tried, self._carry = records[: decision.taken], (*records[decision.taken :], *self._carry)
+        taken, self._carry = records[: decision.taken], (*records[decision.taken :], *self._carry)
+        self._narrowing.tries(taken, timeouts=offer.caught_up)
         await self._commit(
             ledger,
             decision,
             Position(self._position.cycle + 1, self._next_offset(watermark), offer.clock_ms, decision.cursor),
         )
         self._breaker.passed(decision.taken, dead)
-        self._lag.passed(self._tried, self._carry, caught_up=caught_up)
+        self._narrowing.passed()
+        self._lag.passed(taken, self._carry, caught_up=caught_up)
         if caught_up and not self._carry and not decision.more_due:
             self._next_cycle_at_s = started_s + max(self._pace.commit_interval_s, self._tools.owned() * OWNED_COST_S)
 
@@ -313,24 +317,16 @@ class PartitionWorker:
         self._position = position
         self._unsaid = False
         self._backoff.reset()
-        self._records_max = min(CYCLE_RECORDS_MAX, self._records_max * 2)
         ledger.forget(position.clock_ms - self._rules.late_window_ms)
         self._show_pending(ledger.waiting())
         _count(decision.draft)
 
     async def _narrow(self) -> None:
-        """After a refusal: halve the cycle until the one record is found, which then becomes a dead letter."""
-        tried = self._tried
-        _log.warning("kafka refuses a cycle", partition=self.partition, records=len(tried))
-        if len(tried) > 1:
-            self._records_max = len(tried) // 2
-        elif tried and tried[0].offset != self._refused_offset:
-            self._refused_offset = tried[0].offset
-            self._records_max = 1
-        else:
-            await self._hold("kafka refuses a record of ours: max.message.bytes of a topic is too small", None)
+        _log.warning("kafka refuses a cycle", partition=self.partition)
+        if not self._narrowing.refused():
+            await self._hold("kafka refuses a record of ours: max.message.bytes of a topic is too small")
 
-    async def _hold(self, why: str, cause: BaseException | None) -> None:
+    async def _hold(self, why: str, cause: BaseException | None = None) -> None:
         """Pause until an operator resumes the partition (SIGHUP); the others go on."""
         self._tools.reports.pause(self.partition)
         self._transactions.let_go()
@@ -342,6 +338,7 @@ class PartitionWorker:
             await self._operator.wait()
         finally:
             PAUSED.dec()
+        self._narrowing.forget()
         _log.warning("partition is resumed", partition=self.partition)
 
     async def _doubt(self, error: BaseException) -> None:

@@ -136,3 +136,7 @@ class LedgerStore(Protocol):
             OSError: the disk does not serve.
         """
         ...
+
+    def close(self) -> None:
+        """End what works in the background, once all its ledgers are closed. May wait for a step under way."""
+        ...

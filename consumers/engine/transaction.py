@@ -20,10 +20,12 @@ from consumers.engine.stopping import stop_wholly
 SETTLE_TIMEOUT_S = 20.0
 """For a new producer to start and to settle its predecessor's transaction."""
 
-SEND_TIMEOUT_S = 20.0
-"""From the begin of a transaction until every record and the offset are in it: below the transaction timeout."""
+SEND_TIMEOUT_S = 15.0
+"""From the begin of a transaction until every record and the offset are in it."""
 
-COMMIT_TIMEOUT_S = 20.0
+COMMIT_TIMEOUT_S = 10.0
+"""With the former below the transaction timeout: we give a transaction up before the broker does."""
+
 ABORT_TIMEOUT_S = 2.0
 """An abort spares readers the wait for the transaction timeout; without one the next producer aborts."""
 

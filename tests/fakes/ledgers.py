@@ -104,9 +104,14 @@ class MemoryStore:
     def __init__(self) -> None:
         """Begin with none."""
         self.ledgers: dict[int, MemoryLedger] = {}
+        self.closed = False
 
     def open(self, partition: int) -> MemoryLedger:
         """The ledger of a partition, as it was left."""
         ledger = self.ledgers.setdefault(partition, MemoryLedger())
         ledger.closed = False
         return ledger
+
+    def close(self) -> None:
+        """Remember that it was closed."""
+        self.closed = True

@@ -26,6 +26,7 @@ async def test_results_equal_the_oracle(kafka_bootstrap: str, topic_prefix: str)
     async with bench.assembling(lambda *_: store) as running:
         await bench.until_done(running)
 
+    assert store.closed
     assert_exact(await bench.results(), reports)
 
 

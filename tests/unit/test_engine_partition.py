@@ -351,9 +351,9 @@ async def test_the_record_that_kafka_refuses_is_found() -> None:
 
 
 async def test_what_cannot_even_be_a_dead_letter_waits_for_an_operator() -> None:
-    """Refused as a result and as a dead letter: the partition stands, and goes on when it is resumed."""
+    """Refused as a result and as a dead letter: the partition stands. Resumed, it blames nobody for what was then."""
     world = World(some(1))
-    world.faults = {1: RefusedError("result"), 2: RefusedError("dead letter")}
+    world.faults = {1: RefusedError("result"), 2: RefusedError("result alone"), 3: RefusedError("dead letter")}
 
     async with world.working():
         await world.until(lambda: world.worker.phase is Phase.PAUSED)
@@ -361,7 +361,45 @@ async def test_what_cannot_even_be_a_dead_letter_waits_for_an_operator() -> None
         world.worker.resume()
         await world.until(lambda: world.commits)
 
-    assert world.letters() == [b"m0"]
+    assert world.letters() == []
+    assert world.results() == [b"m0"]
+
+
+async def test_no_record_is_blamed_for_a_timeout_that_kafka_refuses() -> None:
+    """The record of the same cycle goes through; the partition then waits for an operator."""
+    world = World(given(a_report("waits", 1, 2)))
+    plain = world.commit
+
+    async def picky(sends: Sequence[Send], changelog: Sequence[bytes], next_offset: int) -> list[int]:
+        if any(record.key == b"waits" for send in sends if send.topic == "results" for record in send.records):
+            raise RefusedError
+        return await plain(sends, changelog, next_offset)
+
+    world.commit = picky  # type: ignore[method-assign]
+
+    async with world.working():
+        await world.until(lambda: world.commits)
+        world.time.now_s += 20
+        world.records += given(a_report("innocent"), first=1)
+        await world.until(lambda: world.worker.phase is Phase.PAUSED)
+
+    assert world.results() == [b"innocent"]
+    assert world.letters() == []
+
+
+async def test_timeouts_and_records_that_were_parted_come_together_again() -> None:
+    """A refusal that was over by the next try costs nothing but itself."""
+    world = World(given(a_report("waits", 1, 2)))
+
+    async with world.working():
+        await world.until(lambda: world.commits)
+        world.time.now_s += 20
+        world.faults = {2: RefusedError("once")}
+        world.records += given(a_report("record"), first=1)
+        await world.until(lambda: len(world.results()) == 2)
+
+    assert world.results() == [b"record", b"waits"]
+    assert world.letters() == []
 
 
 async def test_the_lag_of_a_held_partition_ages_until_it_goes_on() -> None:

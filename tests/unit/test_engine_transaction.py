@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError, ProducerFenced
 
-from consumers.engine import transaction
+from consumers.engine import kafka, transaction
 from consumers.engine.cycle import Outgoing
 from consumers.engine.transaction import (
     DoubtError,
@@ -232,3 +232,8 @@ async def test_a_cancelled_cycle_is_aborted() -> None:
     await retired.drain(1)
 
     assert producer.calls[-2:] == ["abort", "stop"]
+
+
+def test_a_transaction_is_given_up_before_the_broker_does() -> None:
+    """What a cycle may take is less than the transaction timeout: a slow one is a doubt, and no loss of the id."""
+    assert transaction.SEND_TIMEOUT_S + transaction.COMMIT_TIMEOUT_S < kafka.TRANSACTION_TIMEOUT_MS / 1000
