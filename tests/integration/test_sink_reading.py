@@ -105,3 +105,25 @@ async def test_a_damaged_batch_costs_a_second_read_and_no_record(member: Results
 
     assert places(got) == EVERYTHING
     assert away == 1
+
+
+async def test_leaving_is_no_cancellation_of_whoever_leaves(
+    member: ResultsConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose stop trips over a fetch that it has cancelled itself ends the membership, not the process."""
+    client = member._consumer
+    stop = client.stop
+
+    async def tripping() -> None:
+        await stop()
+        fetch = asyncio.create_task(asyncio.Event().wait())
+        await asyncio.sleep(0)
+        fetch.cancel()
+        await fetch
+
+    monkeypatch.setattr(client, "stop", tripping)
+    leaving = asyncio.create_task(member.stop())
+    await asyncio.wait({leaving})
+
+    assert not leaving.cancelled()
+    await leaving
