@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 
 from consumers.commands.sinks import AnySink, make_sink
+from consumers.commands.starting import StoppedError, done_before
 from consumers.engine.delivery import RETRY_FIRST_S, RETRY_MOST_S, Delivery
 from consumers.engine.kafka_results import DeadLetterProducer, ResultsConsumer
 from consumers.rows import AwayError
@@ -60,10 +61,10 @@ async def serve(settings: SinkSettings, kind: str, *, create: bool, stop: asynci
         stack.push_async_callback(server.stop)
         await server.start()
         stack.push_async_callback(sink.close)
-        starting = asyncio.create_task(_start(settings, sink, clock, stop, stack))
-        if not await _done_before(stop, starting):
+        try:
+            standing.delivery = await done_before(stop, _start(settings, sink, clock, stop, stack))
+        except StoppedError:
             return
-        standing.delivery = starting.result()
         _log.info(
             "delivers",
             sink=kind,
@@ -128,22 +129,6 @@ async def _with_patience(whom: str, act: Callable[[], Awaitable[None]], clock: C
                 await clock.sleep(backoff.next())
     except TimeoutError:
         raise ServiceAwayError(f"{whom} stayed away for {START_PATIENCE_S:g} s: {why}") from None
-
-
-async def _done_before(stop: asyncio.Event, task: asyncio.Task[Any]) -> bool:
-    """Whether a task ended before `stop` was set; else it is cancelled. What it raised is raised."""
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        stopping.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
-    if task.cancelled():
-        return False
-    task.result()
-    return True
 
 
 class _Standing:

@@ -178,8 +178,7 @@ class PartitionWorker:
                 except _HeldError as error:
                     await self._hold(str(error), error.__cause__)
                 except LedgerDamagedError as error:
-                    if ledger is not None:
-                        await in_thread(ledger.discard)
+                    ledger = None if ledger is None else await self._discarded(ledger)
                     await self._doubt(error)
                 except (DoubtError, *CLIENT_ERRORS) as error:
                     await self._doubt(error)
@@ -202,6 +201,16 @@ class PartitionWorker:
         except asyncio.CancelledError:
             opening.add_done_callback(_close_opened)
             raise
+
+    async def _discarded(self, ledger: Ledger) -> Ledger | None:
+        """The ledger, emptied; None where its folder cannot even be emptied, so that another one must be opened."""
+        try:
+            await in_thread(ledger.discard)
+        except OSError as error:
+            _log.warning("local state cannot be discarded", partition=self.partition, error=str(error))
+            ledger.close()
+            return None
+        return ledger
 
     async def _begin(self, ledger: Ledger) -> None:
         """Settle what came before, restore, and read on where the changelog says."""

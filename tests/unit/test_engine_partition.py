@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from consumers.engine.cycle import Rules, digest_of
 from consumers.engine.partition import Pace, PartitionWorker, Phase, Tools
 from consumers.engine.routing import Outlet, Routing
 from consumers.engine.transaction import DoubtError, FencedError, RefusedError, Send
-from consumers.entry import Cursor, Entry, Position
+from consumers.entry import Cursor, Entry, LedgerDamagedError, Position
 from ingest.runtime.errors import FoundError
 from tests.assembling import a_report
 from tests.fakes.ledgers import MemoryLedger
@@ -482,3 +484,39 @@ async def test_a_commit_that_takes_too_long_is_dropped_when_the_partition_is_rev
     assert world.commits == []
     assert world.ledger.closed
     assert world.ledger.position is None
+
+
+class UselessLedger(MemoryLedger):
+    """Local state that is damaged, on a disk that does not even let it be thrown away."""
+
+    def __init__(self, closed: Callable[[], None]) -> None:
+        super().__init__()
+        self._closed = closed
+
+    def lookup(self, digests: Sequence[bytes]) -> list[bytes | None]:  # noqa: ARG002 - the protocol names it
+        """Find damage."""
+        raise LedgerDamagedError("a bit flipped")
+
+    def discard(self) -> None:
+        """Fail."""
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def close(self) -> None:
+        """Say so."""
+        self._closed()
+
+
+async def test_damage_that_cannot_be_thrown_away_is_left_behind() -> None:
+    """The partition goes on with a ledger opened anew, restored from the changelog."""
+    world = World(some(3))
+
+    def replaced() -> None:
+        world.ledger = MemoryLedger()
+
+    world.ledger = UselessLedger(replaced)
+
+    async with world.working():
+        await world.until(lambda: len(world.commits) == 1)
+
+    assert world.results() == keys(3)
+    assert world.ended == [None]
