@@ -17,7 +17,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from consumers.commands.assemble import MakeStore, serve
-from consumers.engine.snapshot import Record, read_topic
+from consumers.engine.record import Record
+from consumers.engine.snapshot import read_topic
 from consumers.settings import AssembleSettings
 from ingest.contract.topics import DEAD_LETTERS_PARTITIONS, changelog_topic, transactional_id, wanted_topics
 from ingest.runtime.kafka import TopicAdmin, client_options

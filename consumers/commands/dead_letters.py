@@ -12,7 +12,8 @@ from rich.table import Table
 
 from consumers.dead_letters import Filter, Letter, Publication, Replay
 from consumers.engine.delivery import read_result
-from consumers.engine.snapshot import Record, RecordWriter, read_record, read_topic
+from consumers.engine.record import Record
+from consumers.engine.snapshot import RecordWriter, read_record, read_topic
 from consumers.rows import Arrival, AwayError, RefusedError, WriteCount
 from consumers.settings import DeadLettersSettings
 from ingest.contract.dead_letter import Stage

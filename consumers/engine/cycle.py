@@ -8,8 +8,9 @@ from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from consumers.engine.record import InputRecord
 from consumers.entry import DIGEST_BYTES, Entry, LedgerDamagedError, LedgerFormatError
 from consumers.message import Change, MessageState, StateFormatError, deadline, decode, encode, is_forgotten
 from consumers.results import expire, step
@@ -24,21 +25,6 @@ Lookup = Callable[[Sequence[bytes]], list[bytes | None]]
 
 UNUSABLE = "unusable"
 """The label `result` of `dlrflow_records_total` for what became a dead letter; the others are those of `Change`."""
-
-
-class InputRecord(Protocol):
-    """What the assembler reads of a record on the reports topic."""
-
-    @property
-    def offset(self) -> int: ...  # noqa: D102
-    @property
-    def timestamp(self) -> int: ...  # noqa: D102
-    @property
-    def key(self) -> bytes | None: ...  # noqa: D102
-    @property
-    def value(self) -> bytes | None: ...  # noqa: D102
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...  # noqa: D102
 
 
 class Outgoing(NamedTuple):

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from consumers.engine.cycle import Draft, InputRecord, InternalError, Rules
+from consumers.engine.cycle import Draft, InternalError, Rules
 from consumers.engine.protocols import Ledger
+from consumers.engine.record import InputRecord
 from consumers.entry import Cursor, Entry
 from consumers.message import MessageState
 from ingest.contract.report import Reason, RejectedError

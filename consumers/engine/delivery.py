@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from consumers.engine.metrics import DEAD_LETTERS, LAG
+from consumers.engine.record import Record
 from consumers.rows import Arrival, AwayError, RefusedError, WriteCount
 from ingest.contract.dead_letter import DeadLetter, Origin, Stage
 from ingest.contract.report import Reason, RejectedError
@@ -37,23 +38,6 @@ ROWS = counter("dlrflow_rows", "Results by what became of them at the destinatio
 
 _T = TypeVar("_T")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
-
-
-class Record(Protocol):
-    """A record of the results topic."""
-
-    @property
-    def partition(self) -> int: ...  # noqa: D102
-    @property
-    def offset(self) -> int: ...  # noqa: D102
-    @property
-    def timestamp(self) -> int: ...  # noqa: D102
-    @property
-    def key(self) -> bytes | None: ...  # noqa: D102
-    @property
-    def value(self) -> bytes | None: ...  # noqa: D102
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...  # noqa: D102
 
 
 class Sink(Protocol):

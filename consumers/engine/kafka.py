@@ -51,6 +51,8 @@ TRANSACTION_BACKOFF_MS = 20
 BATCH_BYTES_MAX = 1_000_000
 """Uncompressed bytes of a batch: below the 1 MiB that a topic takes by default, with any codec."""
 
+REQUEST_BYTES_UNLIMITED = 2**31 - 1
+
 CLIENT_ID = "dlrflow-assembler"
 
 CLIENT_ERRORS = (KafkaError, ConsumerStoppedError, IllegalOperation, AssertionError, OSError, TimeoutError)
@@ -95,6 +97,23 @@ def forget_failure(producer: object) -> None:
     ended = getattr(manager, "_transaction_waiter", None)
     if isinstance(ended, asyncio.Future) and ended.done() and not ended.cancelled():
         ended.exception()
+
+
+def record_producer(options: Options, *, client_id: str) -> AIOKafkaProducer:
+    """A producer for single records, each awaited: idempotent, acknowledged by all in-sync replicas.
+
+    It sets no limit of its own to their size: the brokers judge the compressed batch. One that failed must not be used
+    again: after a refusal its sequence numbers have a gap.
+    """
+    return AIOKafkaProducer(
+        **options,
+        client_id=client_id,
+        acks="all",
+        enable_idempotence=True,
+        compression_type="zstd",
+        max_request_size=REQUEST_BYTES_UNLIMITED,
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+    )
 
 
 OnPartitions = Callable[[set[int]], Awaitable[None]]

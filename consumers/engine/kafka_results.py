@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError
 
-from consumers.engine.delivery import Record
 from consumers.engine.kafka import (
     CLIENT_ERRORS,
     FETCH_MAX_WAIT_MS,
@@ -20,7 +19,9 @@ from consumers.engine.kafka import (
     SESSION_TIMEOUT_MS,
     Options,
     is_refused,
+    record_producer,
 )
+from consumers.engine.record import Record
 from consumers.engine.stopping import stop_client
 from consumers.rows import AwayError
 from ingest.contract.dead_letter import DeadLetter
@@ -32,8 +33,6 @@ POLL_SLACK_S = 30.0
 """How much longer than it should a poll may take, a rebalance included, before Kafka counts as away."""
 COMMIT_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 20.0
-REQUEST_BYTES_UNLIMITED = 2**31 - 1
-"""The client would measure a record before its compression; the broker judges what it is sent."""
 
 
 class ResultsConsumer:
@@ -240,15 +239,7 @@ class DeadLetterProducer:
 
     async def _started(self) -> Any:
         if self._producer is None:
-            self._producer = AIOKafkaProducer(
-                **self._options,
-                client_id=CLIENT_ID,
-                acks="all",
-                enable_idempotence=True,
-                compression_type="zstd",
-                max_request_size=REQUEST_BYTES_UNLIMITED,
-                request_timeout_ms=REQUEST_TIMEOUT_MS,
-            )
+            self._producer = record_producer(self._options, client_id=CLIENT_ID)
             await self._producer.start()
         return self._producer
 

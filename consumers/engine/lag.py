@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from consumers.engine.cycle import InputRecord
 from consumers.engine.metrics import LAG
+from consumers.engine.record import InputRecord
 from ingest.runtime.clock import Clock
 
 

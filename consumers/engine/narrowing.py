@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from consumers.engine.cycle import InputRecord
+from consumers.engine.record import InputRecord
 
 CYCLE_RECORDS_MAX = 4000
 

@@ -16,13 +16,14 @@ import structlog
 from consumers.engine.assignment import Changelog, Evidence, in_thread, input_offset, restore
 from consumers.engine.breaker import Breaker
 from consumers.engine.clock import CaughtUp, PartitionClock, Watermark
-from consumers.engine.cycle import Draft, InputRecord, InternalError, Rules
+from consumers.engine.cycle import Draft, InternalError, Rules
 from consumers.engine.deciding import Decision, Offer, decide
 from consumers.engine.kafka import CLIENT_ERRORS
 from consumers.engine.lag import Lag
 from consumers.engine.metrics import COMMIT, DEAD_LETTERS, DOUBTS, PAUSED, PENDING, RECORDS, RESULTS
 from consumers.engine.narrowing import Narrowing
 from consumers.engine.protocols import Ledger, LedgerStore
+from consumers.engine.record import InputRecord
 from consumers.engine.routing import Routing
 from consumers.engine.stopping import is_cancelled
 from consumers.engine.transaction import DoubtError, RefusedError, Transactions

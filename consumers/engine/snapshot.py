@@ -3,34 +3,23 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from consumers.engine.kafka import CLIENT_ERRORS, Options, is_refused
+from consumers.engine.kafka import CLIENT_ERRORS, Options, is_refused, record_producer
+from consumers.engine.record import Record
 from consumers.engine.stopping import stop_client
 from consumers.rows import AwayError, RefusedError
 
+CLIENT_ID = "dlrflow-commands"
 READ_IDLE_MAX_S = 30.0
 """The longest wait for the next record of a topic that is known to hold one."""
 REQUEST_TIMEOUT_MS = 30_000
 WRITE_MAX_S = 30.0
 """The longest wait for one record to be acknowledged, the connection included."""
-REQUEST_BYTES_UNLIMITED = 2**31 - 1
-"""The client would measure a record before its compression; the broker judges what it is sent."""
 FETCH_BYTES = 4 << 20
 READ_RECORDS = 5_000
-
-
-class Record(Protocol):
-    """A record as it was read."""
-
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
 
 
 async def read_topic(
@@ -176,14 +165,7 @@ class RecordWriter:
 
     async def _started(self) -> Any:
         if self._producer is None:
-            self._producer = AIOKafkaProducer(
-                **self._options,
-                acks="all",
-                enable_idempotence=True,
-                compression_type="zstd",
-                max_request_size=REQUEST_BYTES_UNLIMITED,
-                request_timeout_ms=REQUEST_TIMEOUT_MS,
-            )
+            self._producer = record_producer(self._options, client_id=CLIENT_ID)
             await self._producer.start()
         return self._producer
 

@@ -135,6 +135,9 @@ class MemoryStore:
         self.opened[partition] = ledger
         return ledger
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 def _follows(header: Header, unfinished: Sequence[tuple[int, Header, list[Entry]]], position: Position | None) -> bool:
     if unfinished:

@@ -18,7 +18,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from consumers.commands.sink import serve
 from consumers.commands.sinks import open_for_reading
 from consumers.engine.delivery import ROWS
-from consumers.engine.snapshot import Record, read_topic
+from consumers.engine.record import Record
+from consumers.engine.snapshot import read_topic
 from consumers.settings import SinkSettings
 from deploy.local.postgres import LocalPostgres
 from ingest.contract.result import Outcome, Result, ResultReason, SegmentResult, encode_result

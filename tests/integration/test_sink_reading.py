@@ -7,8 +7,8 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import CorruptRecordException, TopicAuthorizationFailedError
 
-from consumers.engine.delivery import Record
 from consumers.engine.kafka_results import ResultsConsumer
+from consumers.engine.record import Record
 from consumers.rows import AwayError
 from tests.assembling import Bench, until
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from consumers.engine.snapshot import Record, read_topic
+from consumers.engine.record import Record
+from consumers.engine.snapshot import read_topic
 from deploy.local.product import ASSEMBLERS, RECEIVER, SINK, Product
 from ingest.runtime.partitioner import partition_of
 from tests.system.conftest import MakeProduct

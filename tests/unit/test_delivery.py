@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import orjson
 import pytest
 
-from consumers.engine.delivery import Delivery, Record, read_result
+from consumers.engine.delivery import Delivery, read_result
 from consumers.engine.metrics import LAG
+from consumers.engine.record import Record
 from consumers.rows import Arrival, AwayError, RefusedError, WriteCount
 from ingest.contract.dead_letter import DeadLetter
 from ingest.contract.report import Reason, RejectedError
