@@ -203,12 +203,34 @@ class Bench:
             await consumer.stop()
 
     async def until_done(self, watched: "asyncio.Task[None] | None" = None) -> None:
-        """Wait until the group has passed all of the input."""
+        """Wait until the group has passed all of the input and what it wrote can be read."""
 
         async def done() -> bool:
-            return await self.lag() == 0
+            return await self.lag() == 0 and await self._settled()
 
         await until(done, watched)
+
+    async def _settled(self) -> bool:
+        """Whether no transaction is open: brokers commit the offset and each output partition one after the other."""
+        places = [
+            TopicPartition(topic, number)
+            for topic, partitions in (
+                (self.settings.results_topic, self.partitions),
+                (self.settings.dead_letters_topic, DEAD_LETTERS_PARTITIONS),
+                (self.changelog, self.partitions),
+            )
+            for number in range(partitions)
+        ]
+        ends: list[dict[TopicPartition, int]] = []
+        for isolation in ("read_committed", "read_uncommitted"):
+            consumer = AIOKafkaConsumer(**self.options, enable_auto_commit=False, isolation_level=isolation)
+            consumer.assign(places)
+            await consumer.start()
+            try:
+                ends.append(await consumer.end_offsets(places))
+            finally:
+                await consumer.stop()
+        return ends[0] == ends[1]
 
     async def until_results(self, count: int, watched: "asyncio.Task[None] | None" = None) -> None:
         """Wait until so many results, all revisions, can be read."""

@@ -34,6 +34,7 @@ async def test_killed_assemblers_lose_and_repeat_nothing(
         if kill == LOSES_ITS_DISK:
             shutil.rmtree(tmp_path / "state")
     await child.start()
+    await until(_has_begun(child, KILLS + 1))
     await bench.until_done()
 
     assert await child.end(signal.SIGTERM) == 0, child.said()
@@ -45,3 +46,12 @@ def _has_passed(bench: Bench, goal: int) -> Condition:
         return await bench.passed() >= goal
 
     return passed
+
+
+def _has_begun(child: Child, times: int) -> Condition:
+    """Whether it has come so far, counting its earlier lives, that it hears signals."""
+
+    async def begun() -> bool:
+        return child.said().count('"assembles"') >= times
+
+    return begun
