@@ -2,16 +2,30 @@
 
 import asyncio
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from consumers.commands.ledgers import local_ledgers
+from consumers.engine import transaction
+from consumers.engine.metrics import DOUBTS
 from deploy.local.kafka import LocalKafka
 from tests.assembling import Bench, Child, Condition, assert_exact, some_reports, until
+from tests.hooks import Hook, HookedProducer, Step, at_time, connection_lost, hook_producers
 
 MESSAGES = 9_000
-SESSION_S = 10
+SHORT_S = 1.0
+
+Stand = tuple[LocalKafka, Bench]
+
+
+@pytest.fixture
+async def stand(kafka_node: LocalKafka, topic_prefix: str, tmp_path: Path) -> Stand:
+    """A broker that may be killed, with the topics of an assembler."""
+    bench = Bench(kafka_node.bootstrap, topic_prefix, state_dir=tmp_path, partitions=1)
+    await bench.make_topics()
+    return kafka_node, bench
 
 
 @pytest.mark.parametrize("stop", ["kill", "terminate"])
@@ -28,6 +42,100 @@ async def test_a_broker_that_goes_and_comes_back(
         await until(_has_passed(bench, 1), running)
         await asyncio.to_thread(getattr(kafka_node, stop))
         await asyncio.to_thread(kafka_node.restart)
+        await bench.until_done(running)
+
+    assert_exact(await bench.results(), reports)
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> dict[Step, Hook]:
+    """Hooks into the producers of the assembler, to be filled."""
+    return hook_producers(monkeypatch)
+
+
+@pytest.fixture
+def hurry(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it to make the assembler give transactions up early."""
+
+    def shorten_deadlines() -> None:
+        monkeypatch.setattr(transaction, "SEND_TIMEOUT_S", SHORT_S)
+        monkeypatch.setattr(transaction, "COMMIT_TIMEOUT_S", SHORT_S)
+
+    return shorten_deadlines
+
+
+@pytest.mark.parametrize("step", [Step.BEGUN, Step.WRITTEN, Step.WHOLE, Step.ENDING, Step.ENDED])
+async def test_a_broker_killed_inside_a_transaction(
+    stand: Stand, hooks: dict[Step, Hook], hurry: Callable[[], None], step: Step
+) -> None:
+    """Given up by us before the broker is back, its cycle happens once, be it committed, half done or not begun."""
+    kafka_node, bench = stand
+    killed = asyncio.Event()
+    reports = some_reports(300)
+    half = len(reports) // 2
+
+    async with bench.assembling(local_ledgers(bench.settings)) as running:
+        await bench.publish(reports[:half])
+        await bench.until_done(running)
+        hooks[step] = at_time(1, _killing(kafka_node, killed, answer_lost=step is Step.ENDED))
+        hurry()
+        doubts = _doubts()
+        # The broker may be killed before it has acknowledged them.
+        publishing = asyncio.create_task(bench.publish(reports[half:]))
+        await until(_is_set(killed), running)
+        await until(_has_doubted(doubts), running)
+        await asyncio.to_thread(kafka_node.restart)
+        await publishing
+        await bench.until_done(running)
+
+    assert_exact(await bench.results(), reports)
+
+
+@pytest.mark.parametrize("step", [Step.ENDING, Step.ENDED])
+async def test_a_broker_that_is_back_before_we_give_up(stand: Stand, hooks: dict[Step, Hook], step: Step) -> None:
+    """Killed before or after it has committed, and asked once more by a client that still waits: the cycle is once."""
+    kafka_node, bench = stand
+    killed = asyncio.Event()
+    reports = some_reports(300)
+    half = len(reports) // 2
+
+    async with bench.assembling(local_ledgers(bench.settings)) as running:
+        await bench.publish(reports[:half])
+        await bench.until_done(running)
+        hooks[step] = at_time(1, _killing(kafka_node, killed, answer_lost=step is Step.ENDED))
+        publishing = asyncio.create_task(bench.publish(reports[half:]))
+        await until(_is_set(killed), running)
+        await asyncio.to_thread(kafka_node.restart)
+        await publishing
+        await bench.until_done(running)
+
+    assert_exact(await bench.results(), reports)
+
+
+async def test_a_broker_that_hangs_over_a_commit(
+    stand: Stand, hooks: dict[Step, Hook], hurry: Callable[[], None]
+) -> None:
+    """A commit that is neither done nor refused is given up after a time of ours; done later, it still happens once."""
+    kafka_node, bench = stand
+    frozen = asyncio.Event()
+    reports = some_reports(300)
+    half = len(reports) // 2
+
+    async def freeze(_: HookedProducer) -> None:
+        kafka_node.freeze()
+        frozen.set()
+
+    async with bench.assembling(local_ledgers(bench.settings)) as running:
+        await bench.publish(reports[:half])
+        await bench.until_done(running)
+        hooks[Step.ENDING] = at_time(1, freeze)
+        hurry()
+        doubts = _doubts()
+        publishing = asyncio.create_task(bench.publish(reports[half:]))
+        await until(_is_set(frozen), running)
+        await until(_has_doubted(doubts), running)
+        kafka_node.thaw()
+        await publishing
         await bench.until_done(running)
 
     assert_exact(await bench.results(), reports)
@@ -74,6 +182,36 @@ async def test_a_frozen_member_comes_back_as_a_zombie(kafka_bootstrap: str, topi
     assert await frozen.end(signal.SIGTERM) == 0, frozen.said()
     assert await healthy.end(signal.SIGTERM) == 0, healthy.said()
     assert_exact(await bench.results(), reports)
+
+
+def _killing(kafka_node: LocalKafka, killed: asyncio.Event, *, answer_lost: bool) -> Hook:
+    async def kill(producer: HookedProducer) -> None:
+        await asyncio.to_thread(kafka_node.kill)
+        killed.set()
+        if answer_lost:
+            await connection_lost(producer)
+
+    return kill
+
+
+def _doubts() -> float:
+    """How often a partition has been in doubt in this process."""
+    samples = [sample for metric in DOUBTS.collect() for sample in metric.samples]
+    return sum(sample.value for sample in samples if sample.name.endswith("_total"))
+
+
+def _has_doubted(before: float) -> Condition:
+    async def doubted() -> bool:
+        return _doubts() > before
+
+    return doubted
+
+
+def _is_set(event: asyncio.Event) -> Condition:
+    async def happened() -> bool:
+        return event.is_set()
+
+    return happened
 
 
 def _has_passed(bench: Bench, goal: int) -> Condition:

@@ -1,0 +1,95 @@
+"""Members that freeze inside a transaction, are taken for dead, and come back: nothing of theirs becomes visible."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from consumers.commands.ledgers import local_ledgers
+from tests.assembling import Bench, Child, Condition, assert_exact, some_reports, until
+from tests.hooks import Step
+
+
+class FrozenChild(Child):
+    """An assembler that freezes itself at a step of its second transaction."""
+
+    step = Step.WHOLE
+
+    async def start(self, *arguments: str) -> "asyncio.subprocess.Process":
+        """Start it anew."""
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "tests.crash.assembler_child", self.step, "2", *arguments),
+                env={**os.environ, **self._environ},
+                stdout=log,
+                stderr=log,
+            )
+        return self._process
+
+
+@pytest.mark.parametrize("step", [Step.BEGUN, Step.WRITTEN, Step.WHOLE])
+async def test_a_zombie_writes_nothing(kafka_bootstrap: str, topic_prefix: str, tmp_path: Path, step: Step) -> None:
+    """Frozen inside a transaction until another member has done its work, it is fenced, and joins the group again."""
+    bench = Bench(kafka_bootstrap, topic_prefix, partitions=1, state_dir=tmp_path / "one", log_format="json")
+    healthy = Bench(kafka_bootstrap, topic_prefix, partitions=1, state_dir=tmp_path / "two")
+    await bench.make_topics()
+    reports = some_reports(300)
+    third = len(reports) // 3
+    zombie = FrozenChild(bench, tmp_path / "log")
+    zombie.step = step
+
+    process = await zombie.start()
+    try:
+        await bench.publish(reports[:third])
+        await until(_has_passed(bench, third))
+        await bench.publish(reports[third : 2 * third])
+        await until(_is_frozen(process))
+        async with healthy.assembling(local_ledgers(healthy.settings)) as running:
+            await bench.publish(reports[2 * third :])
+            # Not until all can be read: without fencing the open transaction of the zombie hides it.
+            await until(_has_no_lag(bench), running)
+            process.send_signal(signal.SIGCONT)
+            await until(_said(zombie, "partitions assigned", 2), running)
+            await bench.until_done(running)
+        status = await zombie.end(signal.SIGTERM)
+    finally:
+        await zombie.end(signal.SIGKILL)
+
+    assert status == 0, zombie.said()
+    assert "a partition was taken over" in zombie.said()
+    assert_exact(await bench.results(), reports)
+
+
+def _is_frozen(process: "asyncio.subprocess.Process") -> Condition:
+    stat = Path(f"/proc/{process.pid}/stat")
+
+    async def frozen() -> bool:
+        assert process.returncode is None
+        return (await asyncio.to_thread(stat.read_text)).rpartition(") ")[2].startswith("T")
+
+    return frozen
+
+
+def _has_passed(bench: Bench, goal: int) -> Condition:
+    async def passed() -> bool:
+        return await bench.passed() >= goal
+
+    return passed
+
+
+def _has_no_lag(bench: Bench) -> Condition:
+    async def passed() -> bool:
+        return await bench.lag() == 0
+
+    return passed
+
+
+def _said(child: Child, event: str, times: int) -> Condition:
+    async def said() -> bool:
+        return sum(line["event"] == event for line in child.lines()) >= times
+
+    return said
