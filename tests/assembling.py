@@ -15,6 +15,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.protocol.group import LeaveGroupRequest
 
 from consumers.commands.assemble import MakeStore, serve
 from consumers.engine.record import Record
@@ -121,18 +122,23 @@ class Bench:
             await consumer.stop()
             await admin.close()
 
-    async def publish(self, reports: Iterable[Raw]) -> None:
-        """Write reports as the forwarder does: value, key, partition by key."""
+    async def publish(self, reports: Iterable[Raw], *, timestamp_ms: int | None = None) -> None:
+        """Write reports as the forwarder does: value, key, partition by key, the present time unless another is given."""
         await self.publish_raw(
             (
-                partition_of(report["smsMsgId"].encode(), self.partitions),
-                report["smsMsgId"].encode(),
-                json.dumps(report).encode(),
-            )
-            for report in reports
+                (
+                    partition_of(report["smsMsgId"].encode(), self.partitions),
+                    report["smsMsgId"].encode(),
+                    json.dumps(report).encode(),
+                )
+                for report in reports
+            ),
+            timestamp_ms=timestamp_ms,
         )
 
-    async def publish_raw(self, records: Iterable[tuple[int, bytes | None, bytes | None]]) -> None:
+    async def publish_raw(
+        self, records: Iterable[tuple[int, bytes | None, bytes | None]], *, timestamp_ms: int | None = None
+    ) -> None:
         """Write (partition, key, value) as they are, in their order."""
         producer = AIOKafkaProducer(**self.options, acks="all", enable_idempotence=True)
         await producer.start()
@@ -143,13 +149,27 @@ class Bench:
             for partition, those in by_partition.items():
                 batch = producer.create_batch()
                 for key, value in those:
-                    if batch.append(key=key, value=value, timestamp=None) is None:
+                    if batch.append(key=key, value=value, timestamp=timestamp_ms) is None:
                         await (await producer.send_batch(batch, self.settings.reports_topic, partition=partition))
                         batch = producer.create_batch()
-                        batch.append(key=key, value=value, timestamp=None)
+                        batch.append(key=key, value=value, timestamp=timestamp_ms)
                 await (await producer.send_batch(batch, self.settings.reports_topic, partition=partition))
         finally:
             await producer.stop()
+
+    async def forget_members(self) -> None:
+        """Take members that were killed out of the group; the broker would wait for them until their session ends."""
+        group = self.settings.group_id
+        admin = AIOKafkaAdminClient(**self.options)
+        await admin.start()
+        try:
+            coordinator = await admin.find_coordinator(group)
+            for answer in await admin.describe_consumer_groups([group], coordinator):
+                for _, _, _, _, _, members, *_ in answer.groups:
+                    for member_id, *_ in members:
+                        await admin._send_request(LeaveGroupRequest(group, member_id), coordinator)
+        finally:
+            await admin.close()
 
     @contextlib.asynccontextmanager
     async def assembling(

@@ -6,6 +6,7 @@ tests and the simulator's truth are checked against it.
 
 from collections import defaultdict
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
@@ -107,6 +108,75 @@ def last_results(reports: Iterable[Any]) -> dict[str, Raw]:
         if usable(raw):
             by_message[raw["smsMsgId"]].append(raw)
     return {message_id: result for message_id, those in by_message.items() if (result := last_result(those))}
+
+
+TIMEOUT = None
+"""Stands among the records of a message where its reassembly timeout passed."""
+
+
+def all_results(records: Iterable[tuple[Any, int] | None]) -> list[Raw]:
+    """Every result of one life of a message, whole and in order (contract.md section 7).
+
+    Args:
+        records: in the order of their partition: the decoded value and the timestamp, epoch ms, of each; or `TIMEOUT`.
+    """
+    heard: list[Raw] = []
+    times: list[int] = []
+    results: list[Raw] = []
+    shown: Raw | None = None
+    for record in records:
+        if record is None:
+            if heard and not results:
+                shown = last_result(heard)
+                results.append(_result(shown or {}, 1, "timeout", times))
+            continue
+        raw, timestamp_ms = record
+        if not usable(raw):
+            continue
+        before, heard = _counted(heard), [*heard, raw]
+        if _counted(heard) == before:
+            continue
+        times.append(timestamp_ms)
+        now = last_result(heard) or {}
+        if results and now != shown:
+            results.append(_result(now, len(results) + 1, "revised", times))
+        elif not results and now["final"]:
+            results.append(_result(now, 1, "complete", times))
+        shown = now
+    return results
+
+
+def _counted(reports: list[Raw]) -> list[Any]:
+    """What a report changes if it changes the state: the counted reports, the greatest or the least stated total."""
+    best: dict[int, list[Any]] = {}
+    for raw in reports:
+        sequence = as_number(raw.get("sequence")) or 1
+        best[sequence] = max(best.get(sequence, []), _precedence(raw))
+    stated = {as_number(raw.get("total")) for raw in reports} - {0}
+    return [best, max(stated, default=0), min(stated, default=0)]
+
+
+def _result(shown: Raw, revision: int, reason: str, times: list[int]) -> Raw:
+    values = {
+        **shown,
+        "schemaVersion": 1,
+        "revision": revision,
+        "reason": reason,
+        "firstReceivedAt": _rfc3339(min(times)),
+        "lastReceivedAt": _rfc3339(max(times)),
+    }
+    return {name: values[name] for name in _MEMBERS if name in values}
+
+
+_MEMBERS = (
+    *("schemaVersion", "smsMsgId", "revision", "outcome", "final", "total", "received", "missing", "totalConflict"),
+    *("segments", "to", "extend", "reason", "firstReceivedAt", "lastReceivedAt"),
+)
+
+
+def _rfc3339(epoch_ms: int) -> str:
+    at = datetime.fromtimestamp(epoch_ms // 1000, UTC)
+    return f"{at:%Y-%m-%dT%H:%M:%S}.{epoch_ms % 1000:03}Z"
 
 
 def _rank(raw: Raw) -> int:

@@ -1,0 +1,136 @@
+"""Time, looks and answers as a test wants them: for what the assembler does by its clocks."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.fetch import FetchRequest
+
+from consumers.engine.clock import CaughtUp, Watermark
+from consumers.engine.kafka import ReportsConsumer
+from tests.assembling import until
+
+HOUR_S = 3600
+LOOKS = 4
+"""After so many further looks what the first of them led to is committed."""
+
+QUICK_POLL_S = 0.02
+
+
+class Wall:
+    """The wall clock of this whole process, the Kafka clients' included. The monotonic clock goes on as ever."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        """Take it over; it goes right until it is told to step."""
+        self._real_ns: Callable[[], int] = time.time_ns
+        self._ahead_ns = 0
+        patch.setattr(time, "time_ns", self._now_ns)
+        patch.setattr(time, "time", lambda: self._now_ns() / 1e9)
+
+    def step(self, seconds: float) -> None:
+        """Step forward, or back by a negative number."""
+        self._ahead_ns += int(seconds * 1e9)
+
+    def now_ms(self) -> int:
+        """What it shows, milliseconds."""
+        return self._now_ns() // 1_000_000
+
+    def _now_ns(self) -> int:
+        return self._real_ns() + self._ahead_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at whether a partition is caught up."""
+
+    watermark: Watermark
+    caught_up: bool
+
+
+class Looks:
+    """All looks at whether a partition is caught up. They follow each other quickly, also where nothing comes."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        """Watch them from now on."""
+        self.all: list[Look] = []
+        judge, poll = CaughtUp.judge, ReportsConsumer.poll
+
+        def judging(self_: CaughtUp, watermark: Watermark, **clocks: Any) -> bool:
+            verdict = judge(self_, watermark, **clocks)
+            self.all.append(Look(watermark, verdict))
+            return verdict
+
+        async def polling(self_: ReportsConsumer, partition: int, *, timeout_s: float, records_max: int) -> Any:
+            return await poll(self_, partition, timeout_s=min(timeout_s, QUICK_POLL_S), records_max=records_max)
+
+        patch.setattr(CaughtUp, "judge", judging)
+        patch.setattr(ReportsConsumer, "poll", polling)
+
+    async def caught_up(self, watched: "asyncio.Task[None]") -> None:
+        """Wait until the partition was found caught up anew, and what that led to is committed."""
+        await self._further(lambda look: look.caught_up, watched)
+
+    async def behind(self, watched: "asyncio.Task[None]") -> None:
+        """Wait until it was looked at anew and not found caught up."""
+        await self._further(lambda look: not look.caught_up, watched)
+
+    async def _further(self, wanted: Callable[[Look], bool], watched: "asyncio.Task[None]") -> None:
+        before = len(self.all)
+
+        async def seen() -> bool:
+            return sum(map(wanted, itertools.islice(self.all, before, None))) >= LOOKS
+
+        await until(seen, watched)
+
+
+class Line:
+    """How the assembler's fetches of one topic come to its brokers, and their answers back."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, topic: str) -> None:
+        """Watch it; everything passes until it is told otherwise.
+
+        Args:
+            patch: puts things right again.
+            topic: whose fetches.
+        """
+        self._topic = topic
+        self._cut = False
+        self._open = asyncio.Event()
+        self._open.set()
+        self._holding = asyncio.Event()
+        send = AIOKafkaClient.send
+
+        async def sending(client: AIOKafkaClient, node: int, request: Any, **options: Any) -> Any:
+            if not isinstance(request, FetchRequest) or topic not in {name for name, _ in request.topics}:
+                return await send(client, node, request, **options)
+            if self._cut:
+                raise KafkaConnectionError("the line is cut")
+            answer = await send(client, node, request, **options)
+            if not self._open.is_set():
+                self._holding.set()
+                await self._open.wait()
+            return answer
+
+        patch.setattr(AIOKafkaClient, "send", sending)
+
+    def cut(self) -> None:
+        """From now on every fetch fails before a broker has it."""
+        self._cut = True
+
+    def mend(self) -> None:
+        """Let everything pass again."""
+        self._cut = False
+        self._open.set()
+
+    async def hold(self) -> None:
+        """Keep answers back; returns once a broker has given one that lies there unread."""
+        self._holding.clear()
+        self._open.clear()
+        async with asyncio.timeout(10):
+            await self._holding.wait()
