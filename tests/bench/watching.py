@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -72,6 +72,14 @@ class Delivery(NamedTuple):
 
     due_s: float
     delay_s: float
+
+
+def spread(delays_s: Collection[float]) -> dict[str, float]:
+    """How many delays there are, and their median, 99th percentile and greatest in milliseconds."""
+    if not delays_s:
+        return {"count": 0}
+    p50, p99, most = (np.percentile(np.array(list(delays_s)), (50, 99, 100)) * 1000).tolist()
+    return {"count": len(delays_s), "median_ms": round(p50, 1), "p99_ms": round(p99, 1), "most_ms": round(most, 1)}
 
 
 class Steady:

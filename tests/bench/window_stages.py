@@ -180,8 +180,9 @@ def _probes(group: Group, books: Books) -> Numbers:
     _, chosen = np.unique(partitions_of(message_ids(numbers), group.partitions), return_index=True)
     if len(chosen) != group.partitions:
         raise GroupError("a partition has no probe")
-    books.probes += numbers[chosen].tolist()
-    return numbers[chosen]
+    probes: Numbers = numbers[chosen]
+    books.probes += probes.tolist()
+    return probes
 
 
 def _point(group: Group, pid: int, last: _Progress, now: _Progress) -> dict[str, Any]:
