@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import Any, Self
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import (
@@ -22,6 +22,8 @@ from aiokafka.errors import (
 )
 
 from consumers.engine.clock import Watermark
+from consumers.engine.kafka_raw import fetch
+from consumers.engine.record import Record
 from consumers.engine.stopping import stop_client, stop_wholly
 
 Options = Mapping[str, Any]
@@ -135,6 +137,7 @@ class ReportsConsumer:
                 must not raise: the group waits for it without heartbeats.
             on_revoked: told of the partitions that are not owned any more. The same.
         """
+        self._options = options
         self._topic = topic
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
@@ -168,12 +171,19 @@ class ReportsConsumer:
         """Raise what membership has run into, if anything."""
         await self._consumer.getmany(TopicPartition(self._topic, -1))
 
-    async def poll(self, partition: int, *, timeout_s: float, records_max: int) -> list[ConsumerRecord[bytes, bytes]]:
-        """The next records of one partition, or none after `timeout_s`. Waits longer while the group rebalances."""
-        place = self._place(partition)
-        fetched = await self._consumer.getmany(place, timeout_ms=int(timeout_s * 1000), max_records=records_max)
-        records: list[ConsumerRecord[bytes, bytes]] = fetched.get(place, [])
-        return records
+    async def poll(self, partition: int, *, timeout_s: float, records_max: int) -> list[Record]:
+        """The next records of one partition, or none after `timeout_s`. Waits longer while the group rebalances.
+
+        Raises:
+            UnreadableError: what comes next is damaged where the brokers keep it.
+        """
+        return await fetch(
+            self._consumer,
+            self._options,
+            self._place(partition),
+            timeout_ms=int(timeout_s * 1000),
+            records_max=records_max,
+        )
 
     async def watermark(self, partition: int) -> Watermark:
         """Where reading stands, and where the partition ended at the last answer of a broker."""
@@ -230,6 +240,7 @@ class ChangelogReader:
     """Reads what is committed of one changelog partition, outside of any group."""
 
     def __init__(self, options: Options, topic: str, partition: int) -> None:
+        self._options = options
         self._place = TopicPartition(topic, partition)
         self._consumer = AIOKafkaConsumer(
             **options,
@@ -265,18 +276,22 @@ class ChangelogReader:
 
         Raises:
             TimeoutError: nothing came for `idle_max_s`.
+            UnreadableError: what comes next is damaged where the brokers keep it.
         """
         self._consumer.seek(self._place, first)
         while await self._consumer.position(self._place) < end:
             async with asyncio.timeout(idle_max_s):
                 before = await self._consumer.position(self._place)
-                records: list[ConsumerRecord[bytes, bytes]] = []
+                records: list[Record] = []
                 # Control records alone move the position and hand out nothing.
                 while not records and await self._consumer.position(self._place) == before:
-                    fetched = await self._consumer.getmany(
-                        self._place, timeout_ms=RESTORE_POLL_MS, max_records=records_max
+                    records = await fetch(
+                        self._consumer,
+                        self._options,
+                        self._place,
+                        timeout_ms=RESTORE_POLL_MS,
+                        records_max=records_max,
                     )
-                    records = fetched.get(self._place, [])
             yield [(record.offset, record.value or b"") for record in records if record.offset < end]
 
 

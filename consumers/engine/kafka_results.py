@@ -1,9 +1,11 @@
 """The sinks' side of Kafka: a group member on the results topic, and what writes their dead letters."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError
@@ -21,6 +23,8 @@ from consumers.engine.kafka import (
     is_refused,
     record_producer,
 )
+from consumers.engine.kafka_raw import DECODE_ERRORS, UnreadableError, fetch
+from consumers.engine.metrics import PAUSED
 from consumers.engine.record import Record
 from consumers.engine.stopping import stop_client
 from consumers.rows import AwayError
@@ -33,6 +37,10 @@ POLL_SLACK_S = 30.0
 """How much longer than it should a poll may take, a rebalance included, before Kafka counts as away."""
 COMMIT_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 20.0
+DAMAGED_AGAIN_S = 60.0
+"""How long a partition is left alone whose next batch cannot be read."""
+
+log = structlog.get_logger(__name__)
 
 
 class ResultsConsumer:
@@ -55,6 +63,8 @@ class ResultsConsumer:
         self._on_revoked = on_revoked
         self._first = 0
         self._failed: AwayError | None = None
+        self._damaged: set[TopicPartition] = set()
+        self._damaged_until_s = 0.0
         self._consumer: Any = None
 
     async def start(self) -> None:
@@ -103,6 +113,9 @@ class ResultsConsumer:
         has moved the position of its partition, so it is handed out also when another partition failed after it; the
         failure is raised by the next call. After a rebalance some records come again.
 
+        A partition whose next batch is damaged where the brokers keep it is left out, and tried again from time to
+        time; the others go on.
+
         Raises:
             AwayError: Kafka does not answer.
         """
@@ -112,11 +125,10 @@ class ResultsConsumer:
         records: list[Record] = []
         try:
             async with asyncio.timeout(wait_s + POLL_SLACK_S):
+                self._leave_damaged_out()
                 await self._take(records, records_max)
                 if not records:
-                    # One record: a call that has more than one partition's in hand loses them to an error in the next.
-                    fetched = await self._consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=1)
-                    records += [record for those in fetched.values() for record in those]
+                    await self._wait(records, wait_s)
                     if records:
                         await self._take(records, records_max)
         except CLIENT_ERRORS as error:
@@ -127,16 +139,46 @@ class ResultsConsumer:
             self._failed = away
         return records
 
-    async def _take(self, records: list[Record], records_max: int) -> None:
+    async def _take(self, records: list[Record], records_max: int, *, wait_ms: int = 0) -> None:
         """Add what was fetched, up to so many records in all."""
         places = sorted(self._consumer.assignment())
         self._first += 1
         for at in range(len(places)):
             place = places[(self._first + at) % len(places)]
             left = records_max - len(records)
-            if left > 0:
-                fetched = await self._consumer.getmany(place, timeout_ms=0, max_records=left)
-                records += fetched.get(place, ())
+            if left > 0 and place not in self._damaged:
+                try:
+                    records += await fetch(self._consumer, self._options, place, timeout_ms=wait_ms, records_max=left)
+                except UnreadableError as error:
+                    self._put_aside(place, error)
+
+    async def _wait(self, records: list[Record], wait_s: float) -> None:
+        """Add the first record that comes, of whatever partition."""
+        try:
+            # One record: a call that has more than one partition's in hand loses them to an error in the next.
+            fetched = await self._consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=1)
+        except DECODE_ERRORS:
+            # It does not say of which partition: each is asked for itself, with the time that an answer takes.
+            await self._take(records, 1, wait_ms=2 * FETCH_MAX_WAIT_MS)
+        else:
+            records += [record for those in fetched.values() for record in those]
+
+    def _put_aside(self, place: TopicPartition, error: UnreadableError) -> None:
+        log.error("a partition is left out", partition=place.partition, why=str(error), again_s=DAMAGED_AGAIN_S)
+        self._consumer.pause(place)
+        self._damaged.add(place)
+        self._damaged_until_s = time.monotonic() + DAMAGED_AGAIN_S
+        PAUSED.set(len(self._damaged))
+
+    def _leave_damaged_out(self) -> None:
+        """Keep damaged partitions paused, also those that a rebalance has brought back, until their time has come."""
+        owned = self._damaged & self._consumer.assignment()
+        if self._damaged and time.monotonic() >= self._damaged_until_s:
+            self._consumer.resume(*owned)
+            self._damaged.clear()
+            PAUSED.set(0)
+        else:
+            self._consumer.pause(*owned)
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
         """Make next offsets by partition the group's. Those of partitions not owned any more are left out.

@@ -8,6 +8,7 @@ from typing import Any, Self
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumers.engine.kafka import CLIENT_ERRORS, Options, is_refused, record_producer
+from consumers.engine.kafka_raw import fetch
 from consumers.engine.record import Record
 from consumers.engine.stopping import stop_client
 from consumers.rows import AwayError, RefusedError
@@ -20,6 +21,8 @@ WRITE_MAX_S = 30.0
 """The longest wait for one record to be acknowledged, the connection included."""
 FETCH_BYTES = 4 << 20
 READ_RECORDS = 5_000
+POLL_MS = 50
+"""A fetch that brings control records alone moves the position and wakes nobody."""
 
 
 async def read_topic(
@@ -37,6 +40,7 @@ async def read_topic(
 
     Raises:
         AwayError: the brokers do not answer, or hand out nothing for `READ_IDLE_MAX_S`.
+        UnreadableError: what the topic holds is damaged where the brokers keep it.
     """
     places = [TopicPartition(topic, partition) for partition in range(partitions)]
     async with _reader(options, places) as consumer:
@@ -51,7 +55,7 @@ async def read_topic(
         consumer.pause(*(place for place in places if place not in open_places))
         while open_places:
             async with asyncio.timeout(READ_IDLE_MAX_S):
-                fetched = await _some(consumer, open_places)
+                fetched = await _some(consumer, options, open_places)
             for place, records in fetched.items():
                 yield [record for record in records if record.offset < ends[place]]
             for place in [place for place in open_places if await consumer.position(place) >= ends[place]]:
@@ -73,21 +77,27 @@ async def read_record(options: Options, topic: str, partition: int, offset: int)
         consumer.seek(place, offset)
         async with asyncio.timeout(READ_IDLE_MAX_S):
             while await consumer.position(place) <= offset:
-                fetched = await consumer.getmany(place, timeout_ms=500, max_records=1)
-                found: list[Record] = fetched.get(place, [])
+                found = await fetch(consumer, options, place, timeout_ms=POLL_MS, records_max=1)
                 if found:
                     return found[0] if found[0].offset == offset else None
     return None
 
 
-async def _some(consumer: AIOKafkaConsumer, places: set[TopicPartition]) -> dict[TopicPartition, list[Record]]:
-    """Records of one partition after the other; positions also move over control records, which hand out nothing."""
-    before = {place: await consumer.position(place) for place in places}
+async def _some(
+    consumer: AIOKafkaConsumer, options: Options, places: set[TopicPartition]
+) -> dict[TopicPartition, list[Record]]:
+    """Records of one partition after the other; positions also move over control records, which hand out nothing.
+
+    One partition a call: a call for several loses what it has in hand of one to a failure of the next.
+    """
     while True:
-        fetched: dict[TopicPartition, list[Record]] = await consumer.getmany(
-            *places, timeout_ms=200, max_records=READ_RECORDS
-        )
-        if fetched or any([await consumer.position(place) != before[place] for place in places]):
+        fetched: dict[TopicPartition, list[Record]] = {}
+        for place in places:
+            before = await consumer.position(place)
+            records = await fetch(consumer, options, place, timeout_ms=POLL_MS, records_max=READ_RECORDS)
+            if records or await consumer.position(place) != before:
+                fetched[place] = records
+        if fetched:
             return fetched
 
 
