@@ -1,7 +1,7 @@
 """An assembler that stops itself in the middle of a transaction, as a machine that freezes would.
 
-`python -m tests.crash.assembler_child STEP NUMBER [ARGUMENT...]` is `python -m consumers assemble [ARGUMENT...]`, except
-that at this step of its so-many-th transaction it sends itself SIGSTOP. It goes on when somebody sends SIGCONT.
+`python -m tests.crash.assembler_child STEP NUMBER [ARGUMENT...]` is `python -m consumers assemble [ARGUMENT...]`. Only,
+at this step of its so-many-th transaction it sends itself SIGSTOP. It goes on when somebody sends SIGCONT.
 """
 
 import os

@@ -78,6 +78,24 @@ async def test_a_doubtful_cycle_happens_once(
     assert_exact(await bench.results(), reports)
 
 
+@pytest.mark.parametrize("fault", ["lost before commit", "lost after commit", "batch fails"])
+async def test_a_doubt_in_a_backlog_takes_along_what_was_prepared_on_it(
+    kafka_bootstrap: str, topic_prefix: str, tmp_path: Path, faulty: type[FaultyProducer], fault: str
+) -> None:
+    """Cycles follow each other without a pause and build on each other: none outlives one before it that failed."""
+    bench = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path, partitions=1)
+    await bench.make_topics()
+    reports = some_reports(9_000)
+    await bench.publish(reports)
+    faulty.faults[fault] = {1, 3, 4, 8}
+
+    async with bench.assembling(local_ledgers(bench.settings)) as running:
+        await bench.until_done(running)
+
+    assert faulty.calls[fault] > 4
+    assert_exact(await bench.results(), reports)
+
+
 async def test_a_doubtful_timeout_happens_once(
     kafka_bootstrap: str, topic_prefix: str, tmp_path: Path, faulty: type[FaultyProducer]
 ) -> None:

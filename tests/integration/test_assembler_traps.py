@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import MessageSizeTooLargeError, ProducerFenced
 from aiokafka.protocol.admin import DeleteGroupsRequest
@@ -332,6 +332,24 @@ async def test_offsets_reset_to_the_end_skip_nothing(kafka_bootstrap: str, topic
     assert_exact(await bench.results(), reports)
 
 
+async def test_reports_that_expire_unread_are_never_skipped_in_silence(
+    kafka_bootstrap: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention that overtakes a running assembler stops it with status 1 and the way out."""
+    hooks = hook_producers(monkeypatch)
+    bench = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path, partitions=1)
+    await bench.make_topics()
+    await bench.publish(some_reports(20_000))  # more than is fetched ahead
+
+    async def expire(_: HookedProducer) -> None:
+        await _delete_reports(bench)
+
+    hooks[Step.WHOLE] = at_time(1, expire)
+    with pytest.raises(FoundError, match=r"fell out of retention.*--accept-loss"):
+        async with bench.assembling(local_ledgers(bench.settings)) as running:
+            await asyncio.wait({running}, timeout=SOON_S)
+
+
 def _holds(condition: Any) -> Any:
     async def holds() -> bool:
         return bool(condition())
@@ -392,6 +410,17 @@ async def _refuses(bench: Bench, topic: str, size: int) -> bool:
     finally:
         await probe.abort_transaction()
         await probe.stop()
+
+
+async def _delete_reports(bench: Bench) -> None:
+    """Delete all records of the input, as its retention does in the end."""
+    place = TopicPartition(bench.settings.reports_topic, 0)
+    admin = AIOKafkaAdminClient(**bench.options)
+    await admin.start()
+    try:
+        await admin.delete_records({place: RecordsToDelete(before_offset=-1)})
+    finally:
+        await admin.close()
 
 
 async def _members(bench: Bench) -> int:
