@@ -20,9 +20,11 @@ from consumers.engine.kafka import (
     transactional_producer,
 )
 from consumers.engine.member import Member
-from consumers.engine.partition import Pace, PartitionWorker, Reports, Tools
+from consumers.engine.partition import PartitionWorker, Reports, Tools
+from consumers.engine.pipeline import Pace
 from consumers.engine.protocols import LedgerStore
 from consumers.engine.routing import Outlet, Routing
+from consumers.engine.shelf import Shelf
 from consumers.engine.transaction import Retired, Transactions
 from consumers.settings import AssembleSettings
 from ingest.contract.topics import changelog_spec, changelog_topic, transactional_id
@@ -94,8 +96,8 @@ async def serve(
         return
     store = make_store(shapes.reports, cluster)
     retired = Retired()
-    shop = _Shop(settings, options, shapes, store, retired, clock, accept_loss)
-    member = Member(shop.consumer, shop.worker)
+    shop = _Shop(settings, options, shapes, retired, clock, accept_loss)
+    member = Member(shop.consumer, shop.worker, store)
     server = AdminServer(
         settings.admin_host,
         settings.admin_port,
@@ -152,7 +154,6 @@ class _Shop:
         settings: AssembleSettings,
         options: Options,
         shapes: topics.Shapes,
-        store: LedgerStore,
         retired: Retired,
         clock: SystemClock,
         accept_loss: bool,  # noqa: FBT001
@@ -160,7 +161,6 @@ class _Shop:
         self._settings = settings
         self._options = options
         self._shapes = shapes
-        self._store = store
         self._retired = retired
         self._clock = clock
         self._accept_loss = accept_loss
@@ -181,7 +181,7 @@ class _Shop:
             on_revoked=on_revoked,
         )
 
-    def worker(self, partition: int, reports: Reports, owned: Callable[[], int]) -> PartitionWorker:
+    def worker(self, partition: int, reports: Reports, shelf: Shelf, owned: Callable[[], int]) -> PartitionWorker:
         settings, shapes = self._settings, self._shapes
         if partition >= shapes.reports:
             raise UsageError(
@@ -203,7 +203,7 @@ class _Shop:
         )
         tools = Tools(
             reports=reports,
-            store=self._store,
+            shelf=shelf,
             changelog=partial(ChangelogReader, self._options, self._changelog),
             restores=self._restores,
             owned=owned,

@@ -15,6 +15,8 @@ import structlog
 
 from consumers.engine.kafka import CLIENT_ERRORS, OnPartitions, ReportsConsumer
 from consumers.engine.partition import PartitionWorker, Phase, Reports
+from consumers.engine.protocols import LedgerStore
+from consumers.engine.shelf import Shelf
 from consumers.engine.stopping import stop_client
 from consumers.engine.transaction import FencedError
 from ingest.runtime.backoff import Backoff
@@ -31,7 +33,7 @@ REJOIN_MOST_S = 5.0
 _log = structlog.get_logger(__name__)
 
 MakeConsumer = Callable[[OnPartitions, OnPartitions], ReportsConsumer]
-MakeWorker = Callable[[int, Reports, Callable[[], int]], PartitionWorker]
+MakeWorker = Callable[[int, Reports, Shelf, Callable[[], int]], PartitionWorker]
 
 
 class WorkerLostError(Exception):
@@ -59,16 +61,18 @@ class Standing:
 class Member:
     """Keeps this process in the group until it is told to stop."""
 
-    def __init__(self, make_consumer: MakeConsumer, make_worker: MakeWorker) -> None:
+    def __init__(self, make_consumer: MakeConsumer, make_worker: MakeWorker, store: LedgerStore) -> None:
         """Describe it.
 
         Args:
             make_consumer: makes a consumer that tells the two callbacks (assigned, revoked).
-            make_worker: makes the worker of a partition, which reads through that consumer and may ask how many
-                partitions this member has.
+            make_worker: makes the worker of a partition, which reads through that consumer, has its ledger from that
+                shelf and may ask how many partitions this member has.
+            store: of ledgers; between two sessions none is open.
         """
         self._make_consumer = make_consumer
         self._make_worker = make_worker
+        self._store = store
         self._session: _Session | None = None
 
     @property
@@ -92,7 +96,7 @@ class Member:
         """
         backoff = Backoff(REJOIN_FIRST_S, REJOIN_MOST_S)
         while not stop.is_set():
-            self._session = _Session(self._make_consumer, self._make_worker, joined=backoff.reset)
+            self._session = _Session(self._make_consumer, self._make_worker, Shelf(self._store), joined=backoff.reset)
             try:
                 await self._session.run(stop)
             except FencedError as error:
@@ -108,8 +112,11 @@ class Member:
 class _Session:
     """From one join of the group to its end. Callbacks that come after the end do nothing."""
 
-    def __init__(self, make_consumer: MakeConsumer, make_worker: MakeWorker, *, joined: Callable[[], None]) -> None:
+    def __init__(
+        self, make_consumer: MakeConsumer, make_worker: MakeWorker, shelf: Shelf, *, joined: Callable[[], None]
+    ) -> None:
         self._make_worker = make_worker
+        self._shelf = shelf
         self._tell_joined = joined
         self._workers: dict[int, PartitionWorker] = {}
         self._joined = False
@@ -147,6 +154,7 @@ class _Session:
             if not self._failure.cancel():
                 self._failure.exception()
             await self._stop_workers()
+            self._shelf.close()
             # With brokers away the stop goes on in the background, without us.
             await stop_client(self._consumer, timeout_s=CONSUMER_STOP_S)
 
@@ -157,8 +165,9 @@ class _Session:
         self._tell_joined()
         _log.info("partitions assigned", partitions=sorted(partitions))
         try:
+            self._shelf.keep(partitions)
             for partition in sorted(partitions):
-                worker = self._make_worker(partition, self._consumer, lambda: len(self._workers))
+                worker = self._make_worker(partition, self._consumer, self._shelf, lambda: len(self._workers))
                 self._workers[partition] = worker
                 worker.start(partial(self._ended, worker))
         except Exception as error:  # noqa: BLE001 - the client logs what a callback raises and goes on without it

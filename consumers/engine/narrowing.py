@@ -28,6 +28,11 @@ class Narrowing:
         self._tried: Sequence[InputRecord] = ()
         self._timeouts = False
 
+    @property
+    def narrow(self) -> bool:
+        """Whether a refusal is being looked into."""
+        return self.apart or self.refused_offset is not None or self.records_max < CYCLE_RECORDS_MAX
+
     def tries(self, records: Sequence[InputRecord], *, timeouts: bool) -> None:
         """A cycle of these records is about to be committed, with timeouts or without."""
         self._tried = records

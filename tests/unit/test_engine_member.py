@@ -7,6 +7,8 @@ from typing import Any
 from consumers.engine.kafka import OnPartitions, ReportsConsumer
 from consumers.engine.member import Member
 from consumers.engine.partition import PartitionWorker, Phase, Reports
+from consumers.engine.shelf import Shelf
+from tests.fakes.ledgers import MemoryStore
 
 
 class Joined:
@@ -59,12 +61,12 @@ class Group:
         self.stop = asyncio.Event()
         self._made: asyncio.Queue[Idle] = asyncio.Queue()
         self._stopped = stopped
-        self.member = Member(self._consumer, self._worker)
+        self.member = Member(self._consumer, self._worker, MemoryStore())
 
     def _consumer(self, on_assigned: OnPartitions, _: OnPartitions) -> ReportsConsumer:
         return Joined(on_assigned, self._stopped)  # type: ignore[return-value]
 
-    def _worker(self, partition: int, _: Reports, owned: Callable[[], int]) -> PartitionWorker:
+    def _worker(self, partition: int, _: Reports, __: Shelf, owned: Callable[[], int]) -> PartitionWorker:
         assert owned() == partition
         worker = Idle()
         self._made.put_nowait(worker)

@@ -1,0 +1,221 @@
+"""Cycles that are prepared while the one before commits: ahead by one, on its overlay, and gone with it."""
+
+import asyncio
+
+import pytest
+
+from consumers.engine import narrowing, pipeline
+from consumers.engine.breaker import RUN_RECORDS
+from consumers.engine.cycle import InternalError
+from consumers.engine.deciding import Decision, decide
+from consumers.engine.narrowing import CYCLE_RECORDS_MAX
+from consumers.engine.partition import Phase
+from consumers.engine.transaction import DoubtError, FencedError, RefusedError
+from consumers.entry import LedgerDamagedError
+from tests.assembling import a_report
+from tests.unit.test_engine_cycle import Given, given
+from tests.unit.test_engine_partition import World, keys, some
+
+FULL = CYCLE_RECORDS_MAX
+
+
+def segments(messages: int) -> list[Given]:
+    """First segments of so many messages, then their second ones: a whole cycle of each."""
+    return given(
+        *(a_report(f"m{number}", 1, 2) for number in range(messages)),
+        *(a_report(f"m{number}", 2, 2) for number in range(messages)),
+    )
+
+
+def held(records: list[Given]) -> World:
+    """A world whose commits wait for its gate."""
+    world = World(records)
+    world.gate = asyncio.Event()
+    return world
+
+
+async def test_behind_the_next_cycle_is_prepared_while_the_last_commits() -> None:
+    """One ahead and not two: what is in hand stays bounded."""
+    world = held(some(4 * FULL))
+
+    async with world.working():
+        await world.until(lambda: len(world.polls) == 2)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert (world.polls, world.tries, world.commits) == ([FULL, FULL], 1, [])
+        assert world.gate is not None
+        world.gate.set()
+        await world.until(lambda: world.commits and world.commits[-1][1] == 4 * FULL)
+
+    assert world.results() == keys(4 * FULL)
+
+
+async def test_caught_up_nothing_is_prepared_ahead() -> None:
+    """The next cycle takes what comes until the interval is over, not what is there at once."""
+    world = held(some(10))
+
+    async with world.working():
+        await world.committing.wait()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert world.polls == [10]
+
+
+async def test_a_prepared_cycle_sees_what_the_one_in_flight_has_written() -> None:
+    """Second segments meet first ones that are in no ledger yet."""
+    world = held(segments(FULL))
+
+    async with world.working():
+        await world.until(lambda: len(world.polls) == 2)
+        assert world.gate is not None
+        assert world.ledger.position is None
+        world.gate.set()
+        await world.until(lambda: world.commits and world.commits[-1][1] == 2 * FULL)
+
+    assert world.results() == keys(FULL)
+
+
+@pytest.mark.parametrize("fault", [DoubtError("before"), DoubtError("after")], ids=str)
+async def test_a_prepared_cycle_goes_with_the_one_in_flight(fault: Exception) -> None:
+    """After a doubt it is decided again, on what the changelog says."""
+    world = held(segments(FULL))
+    world.faults = {1: fault}
+
+    async with world.working():
+        await world.until(lambda: len(world.polls) == 2)
+        assert world.gate is not None
+        world.gate.set()
+        await world.until(lambda: world.commits and world.commits[-1][1] == 2 * FULL)
+
+    assert world.settled == 2
+    assert world.results() == keys(FULL)
+
+
+async def test_a_fenced_cycle_takes_the_prepared_one_along() -> None:
+    """The partition ends; nothing more is sent."""
+    world = held(segments(FULL))
+    world.faults = {1: FencedError("before")}
+
+    async with world.working():
+        await world.until(lambda: len(world.polls) == 2)
+        assert world.gate is not None
+        world.gate.set()
+        await world.until(lambda: world.ended)
+
+    assert isinstance(world.ended[0], FencedError)
+    assert (world.tries, world.commits) == (1, [])
+
+
+async def test_when_the_partition_is_revoked_a_prepared_cycle_is_not_begun() -> None:
+    """The one in flight may end; the next owner does the rest."""
+    world = held(some(2 * FULL))
+
+    async with world.working():
+        await world.until(lambda: len(world.polls) == 2)
+        stopping = asyncio.create_task(world.worker.stop(5))
+        await asyncio.sleep(0)
+        assert world.gate is not None
+        world.gate.set()
+        await stopping
+
+    assert world.tries == 1
+    assert world.ledger.position is not None
+    assert world.ledger.position.next_offset == FULL
+
+
+async def test_a_revoked_partition_drops_what_is_in_flight_and_what_is_prepared() -> None:
+    """A commit that does not end holds up neither the group nor the end of the task."""
+    world = held(some(2 * FULL))
+
+    async with world.working():
+        await world.until(lambda: len(world.polls) == 2)
+        await world.worker.stop(0.01)
+        assert world.ended == [None]
+
+    assert world.commits == []
+    assert world.ledger.position is None
+
+
+async def test_while_a_refusal_is_looked_into_nothing_is_prepared_ahead() -> None:
+    """Whose cycle was refused must be certain."""
+    world = World(some(2 * FULL))
+    world.faults = {1: RefusedError("before")}
+    polls_at_try: list[int] = []
+
+    def steps() -> int:
+        polls_at_try.append(sum(world.polls))
+        return 50
+
+    world.commit_steps = steps
+
+    async with world.working():
+        await world.until(lambda: world.commits and world.commits[-1][1] == 2 * FULL)
+
+    # The refused one, then halves of it, each alone.
+    assert polls_at_try[:2] == [FULL, 2 * FULL + FULL // 2]
+    assert world.results() == keys(2 * FULL)
+
+
+async def test_a_cycle_in_flight_lands_before_a_failure_of_the_next_one_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A prepared cycle that our code fails on holds the partition; the one before has happened."""
+    decided = 0
+
+    def failing(*arguments: object) -> Decision:
+        nonlocal decided
+        decided += 1
+        if decided == 2:
+            raise InternalError
+        return decide(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "decide", failing)
+    world = held(some(2 * FULL))
+
+    async with world.working():
+        await world.until(lambda: decided == 2)
+        assert world.gate is not None
+        world.gate.set()
+        await world.until(lambda: world.worker.phase is Phase.PAUSED)
+        assert world.ledger.position is not None
+        assert world.ledger.position.next_offset == FULL
+        world.worker.resume()
+        await world.until(lambda: world.commits and world.commits[-1][1] == 2 * FULL)
+
+    assert world.results() == keys(2 * FULL)
+
+
+async def test_the_breaker_counts_the_cycle_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared ahead or not, a cycle is weighed with all that was committed before it."""
+    monkeypatch.setattr(narrowing, "CYCLE_RECORDS_MAX", RUN_RECORDS // 2)
+    records = some(RUN_RECORDS // 2)
+    records += [Given(RUN_RECORDS // 2 + number, b"x", b"unusable") for number in range(2 * RUN_RECORDS)]
+    world = World(records)
+
+    async with world.working():
+        await world.until(lambda: world.worker.phase is Phase.PAUSED)
+
+    assert [offset for _, offset in world.commits] == [RUN_RECORDS // 2]
+    assert world.letters() == []
+
+
+async def test_a_ledger_that_fails_under_a_prepared_cycle_is_read_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit has happened; what was prepared on its overlay is decided again."""
+    world = held(segments(FULL))
+    apply = world.ledger.apply
+    failures = [LedgerDamagedError("the disk is gone")]
+
+    def failing(records: list[tuple[int, bytes]]) -> int:
+        if failures and world.commits:
+            raise failures.pop()
+        return apply(records)
+
+    monkeypatch.setattr(world.ledger, "apply", failing)
+
+    async with world.working():
+        await world.until(lambda: len(world.polls) == 2)
+        assert world.gate is not None
+        world.gate.set()
+        await world.until(lambda: world.commits and world.commits[-1][1] == 2 * FULL)
+
+    assert world.results() == keys(FULL)
