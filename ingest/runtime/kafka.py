@@ -8,11 +8,11 @@ import asyncio
 import contextlib
 import os
 import ssl
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -22,6 +22,8 @@ from pydantic import SecretStr
 from ingest.runtime.backoff import Backoff
 from ingest.runtime.clock import Clock, SystemClock
 from ingest.runtime.errors import ServiceAwayError, UsageError
+
+T = TypeVar("T")
 
 BrokerError = KafkaError
 """What clients raise when brokers do not do what they were asked."""
@@ -128,7 +130,8 @@ class TopicAdmin:
 
     Args:
         options: from `client_options`.
-        patience_s: how long entering may wait for a broker; None waits for ever.
+        patience_s: how long entering, and a look, may wait for a broker. None: entering waits for ever, and a look
+            fails with what the first broker that was asked came to.
         clock: time for the waits.
     """
 
@@ -167,7 +170,22 @@ class TopicAdmin:
 
         Args:
             describe: names whose configuration is wanted; those that do not exist are not asked for. None: of all.
+
+        Raises:
+            ServiceAwayError: no broker answered in time.
+            BrokerError: it may not be looked at.
         """
+        return await self._patiently(lambda: self._existing(describe))
+
+    async def cluster_id(self) -> str:
+        """The id of the cluster, "" if it has none. Raises what `existing` does."""
+
+        async def ask() -> str:
+            return str((await self._admin.describe_cluster()).get("cluster_id") or "")
+
+        return await self._patiently(ask)
+
+    async def _existing(self, describe: Collection[str] | None) -> dict[str, TopicState]:
         found = {
             topic["topic"]: topic["partitions"]
             for topic in await self._admin.describe_topics()
@@ -220,6 +238,27 @@ class TopicAdmin:
         if self._client is None:
             raise RuntimeError("enter the context first")
         return self._client
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask again until somebody answers: the client asks any broker that it knows of, and one may be away."""
+        if self._patience_s is None:
+            return await ask()
+        backoff = Backoff(_RETRY_FIRST_S, _RETRY_MOST_S)
+        why = "no answer"
+        try:
+            async with asyncio.timeout(self._patience_s):
+                while True:
+                    try:
+                        return await ask()
+                    except KafkaError as error:
+                        if not error.retriable:
+                            raise
+                        why = str(error)
+                    except OSError as error:
+                        why = str(error)
+                    await self._clock.sleep(backoff.next())
+        except TimeoutError:
+            raise ServiceAwayError(f"Kafka stayed away for {self._patience_s:g} s: {why}") from None
 
     async def _connect(self) -> None:
         backoff = Backoff(_RETRY_FIRST_S, _RETRY_MOST_S)

@@ -1,5 +1,6 @@
 """Topics are made as needed, looked at without being touched, and Kafka's absence is said."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 
@@ -195,3 +196,17 @@ async def test_kafka_that_hangs_is_not_waited_for_longer(settings: TopicsSetting
     with pytest.raises(ServiceAwayError, match=r"did not answer within 0\.5 s"):
         async with TopicAdmin(client_options(hanging), patience_s=0.5):
             pytest.fail("nobody answered")
+
+
+async def test_a_broker_that_is_away_stops_nobody_who_looks(kafka_cluster: LocalKafka, topic_prefix: str) -> None:
+    """With two of three brokers left, topics and the cluster's id are found at every look."""
+    settings = TopicsSettings(kafka_bootstrap_servers=kafka_cluster.bootstrap, reports_topic=topic_prefix + "reports")
+    async with TopicAdmin(client_options(settings)) as admin:
+        await admin.create(wanted_topics(settings.topic_needs())[:1])
+        await asyncio.to_thread(kafka_cluster.kill, 3)
+        # The client asks any broker that it knows of: ten times past a third of them is no luck.
+        looks = [await admin.existing(describe=[settings.reports_topic]) for _ in range(10)]
+        ids = {await admin.cluster_id() for _ in range(10)}
+
+    assert all(settings.reports_topic in look for look in looks)
+    assert len(ids) == 1
