@@ -133,7 +133,6 @@ class Pipeline:
         self._clock = PartitionClock(position.clock_ms)
         self._carry = ()
         self._unsaid = unsaid
-        self._overlay = None
         self._show_pending(pending)
 
     async def run(self, ledger: Ledger, committed: Callable[[], None]) -> None:

@@ -140,19 +140,13 @@ async def test_while_a_refusal_is_looked_into_nothing_is_prepared_ahead() -> Non
     """Whose cycle was refused must be certain."""
     world = World(some(2 * FULL))
     world.faults = {1: RefusedError("before")}
-    polls_at_try: list[int] = []
-
-    def steps() -> int:
-        polls_at_try.append(sum(world.polls))
-        return 50
-
-    world.commit_steps = steps
+    world.commit_steps = lambda: 50
 
     async with world.working():
         await world.until(lambda: world.commits and world.commits[-1][1] == 2 * FULL)
 
-    # The refused one, then halves of it, each alone.
-    assert polls_at_try[:2] == [FULL, 2 * FULL + FULL // 2]
+    # The refused one and the one ahead of it; half of it, alone; and as much as that has earned.
+    assert world.polls[:4] == [FULL, FULL, FULL // 2, FULL]
     assert world.results() == keys(2 * FULL)
 
 
