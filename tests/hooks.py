@@ -20,7 +20,10 @@ from consumers.engine.protocols import Ledger, LedgerStore
 
 
 class Step(StrEnum):
-    """Where a transaction stands."""
+    """Where a producer or its transaction stands."""
+
+    STARTING = "starting"
+    """The producer is about to take its transactional id over."""
 
     BEGUN = "begun"
     """It has begun, and nothing was sent."""
@@ -45,7 +48,7 @@ Hook = Callable[["HookedProducer"], Awaitable[None]]
 
 
 class HookedProducer(AIOKafkaProducer):  # type: ignore[misc]
-    """Calls the hook of each step of its transactions.
+    """Calls the hook of each step of its life.
 
     Attributes:
         hooks: by step, for all producers of a test.
@@ -87,6 +90,7 @@ class HookedProducer(AIOKafkaProducer):  # type: ignore[misc]
             await super().abort_transaction()
 
     async def start(self) -> None:  # noqa: D102
+        await self._at(Step.STARTING)
         await super().start()
         send = self.client.send
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 
 from consumers.commands.ledgers import local_ledgers
 from consumers.engine import transaction
@@ -112,6 +113,37 @@ async def test_a_broker_that_is_back_before_we_give_up(stand: Stand, hooks: dict
     assert_exact(await bench.results(), reports)
 
 
+@pytest.mark.parametrize("step", [Step.WRITTEN, Step.ENDING, Step.ENDED])
+async def test_another_broker_takes_over_inside_a_transaction(
+    kafka_cluster: LocalKafka, topic_prefix: str, tmp_path: Path, hooks: dict[Step, Hook], step: Step
+) -> None:
+    """The coordinator of a transaction is killed and stays away: those that take its place find the cycle once."""
+    bench = Bench(
+        *(kafka_cluster.bootstrap, topic_prefix),
+        state_dir=tmp_path,
+        partitions=1,
+        topic_replication=3,
+        topic_min_insync=2,
+    )
+    await bench.make_topics()
+    killed = asyncio.Event()
+    reports = some_reports(300)
+    half = len(reports) // 2
+
+    async with bench.assembling(local_ledgers(bench.settings)) as running:
+        await bench.publish(reports[:half])
+        await bench.until_done(running)
+        node = await _coordinator(bench)
+        hooks[step] = at_time(1, _killing(kafka_cluster, killed, answer_lost=step is Step.ENDED, node=node))
+        publishing = asyncio.create_task(bench.publish(reports[half:]))
+        await until(_is_set(killed), running)
+        await publishing
+        await bench.until_done(running)
+
+    assert not kafka_cluster.running(node)
+    assert_exact(await bench.results(), reports)
+
+
 async def test_a_broker_that_hangs_over_a_commit(
     stand: Stand, hooks: dict[Step, Hook], hurry: Callable[[], None]
 ) -> None:
@@ -184,9 +216,19 @@ async def test_a_frozen_member_comes_back_as_a_zombie(kafka_bootstrap: str, topi
     assert_exact(await bench.results(), reports)
 
 
-def _killing(kafka_node: LocalKafka, killed: asyncio.Event, *, answer_lost: bool) -> Hook:
+async def _coordinator(bench: Bench) -> int:
+    """The broker that holds the transactions of partition 0."""
+    admin = AIOKafkaAdminClient(**bench.options)
+    await admin.start()
+    try:
+        return await admin.find_coordinator(bench.transactional_id(0), coordinator_type=1)
+    finally:
+        await admin.close()
+
+
+def _killing(kafka: LocalKafka, killed: asyncio.Event, *, answer_lost: bool, node: int = 1) -> Hook:
     async def kill(producer: HookedProducer) -> None:
-        await asyncio.to_thread(kafka_node.kill)
+        await asyncio.to_thread(kafka.kill, node)
         killed.set()
         if answer_lost:
             await connection_lost(producer)

@@ -14,16 +14,17 @@ from tests.hooks import Step
 
 
 class FrozenChild(Child):
-    """An assembler that freezes itself at a step of its second transaction."""
+    """An assembler that freezes itself at a step of a transaction, the so-many-th time that it comes there."""
 
     step = Step.WHOLE
+    time = 2
 
     async def start(self, *arguments: str) -> "asyncio.subprocess.Process":
         """Start it anew."""
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "tests.crash.assembler_child", self.step, "2", *arguments),
+                *("-m", "tests.crash.assembler_child", self.step, str(self.time), *arguments),
                 env={**os.environ, **self._environ},
                 stdout=log,
                 stderr=log,
@@ -61,6 +62,36 @@ async def test_a_zombie_writes_nothing(kafka_bootstrap: str, topic_prefix: str, 
 
     assert status == 0, zombie.said()
     assert "a partition was taken over" in zombie.said()
+    assert_exact(await bench.results(), reports)
+
+
+async def test_a_zombie_that_wakes_before_its_first_producer_repeats_nothing(
+    kafka_bootstrap: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Frozen while it takes a partition over, it may fence the present owner once; both find what has happened."""
+    bench = Bench(kafka_bootstrap, topic_prefix, partitions=1, state_dir=tmp_path / "one", log_format="json")
+    healthy = Bench(kafka_bootstrap, topic_prefix, partitions=1, state_dir=tmp_path / "two")
+    await bench.make_topics()
+    reports = some_reports(300)
+    half = len(reports) // 2
+    zombie = FrozenChild(bench, tmp_path / "log")
+    zombie.step, zombie.time = Step.STARTING, 1
+
+    process = await zombie.start()
+    try:
+        await bench.publish(reports[:half])
+        await until(_is_frozen(process))
+        async with healthy.assembling(local_ledgers(healthy.settings)) as running:
+            await bench.until_done(running)
+            process.send_signal(signal.SIGCONT)
+            await until(_said(zombie, "partitions assigned", 2), running)
+            await bench.publish(reports[half:])
+            await bench.until_done(running)
+        status = await zombie.end(signal.SIGTERM)
+    finally:
+        await zombie.end(signal.SIGKILL)
+
+    assert status == 0, zombie.said()
     assert_exact(await bench.results(), reports)
 
 
