@@ -8,7 +8,6 @@ from consumers.engine import narrowing, pipeline
 from consumers.engine.breaker import RUN_RECORDS
 from consumers.engine.cycle import InternalError
 from consumers.engine.deciding import Decision, decide
-from consumers.engine.narrowing import CYCLE_RECORDS_MAX
 from consumers.engine.partition import Phase
 from consumers.engine.transaction import DoubtError, FencedError, RefusedError
 from consumers.entry import LedgerDamagedError
@@ -16,7 +15,13 @@ from tests.assembling import a_report
 from tests.unit.test_engine_cycle import Given, given
 from tests.unit.test_engine_partition import World, keys, some
 
-FULL = CYCLE_RECORDS_MAX
+FULL = 100
+"""Records of a full cycle here."""
+
+
+@pytest.fixture(autouse=True)
+def _small_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(narrowing, "CYCLE_RECORDS_MAX", FULL)
 
 
 def segments(messages: int) -> list[Given]:
