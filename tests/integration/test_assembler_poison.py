@@ -168,8 +168,11 @@ async def test_a_record_that_our_code_fails_on_is_put_aside(
     if lost is not None:
         hooks[lost] = at_time(1, connection_lost)
 
-    after = await _two_lives(bench)
+    with structlog.testing.capture_logs() as logs:
+        after = await _two_lives(bench)
 
+    place = {"partition": partition_of(b"poison", 2), "offset": int(_place(await bench.dead_letters()))}
+    assert {name: _event(logs, "a record fails")[name] for name in place} == place
     (letter,) = await bench.dead_letters()
     assert letter.key == b"poison"
     assert json.loads(letter.value or b"") == a_report("poison")
@@ -226,7 +229,7 @@ async def test_the_breaker_holds_until_an_operator_resumes(
         assert "dlrflow_paused_partitions 1.0" in metrics
         assert await bench.dead_letters() == []
         if life == 1:
-            await child.end(signal.SIGKILL)
+            await child.end(signal.SIGTERM)
     process.send_signal(signal.SIGHUP)
     await bench.until_done()
 
@@ -319,6 +322,14 @@ def _renamed(result: Record, message_id: str) -> bytes:
 
 def _own_headers(letter: Record) -> Sequence[tuple[str, bytes | None]]:
     return [(name, value) for name, value in letter.headers if not name.startswith("dlq-")]
+
+
+def _place(letters: Sequence[Record]) -> bytes:
+    return dict(letters[0].headers)["dlq-offset"] or b""
+
+
+def _event(logs: Sequence[Any], event: str) -> Any:
+    return next(line for line in logs if line["event"] == event)
 
 
 def _fail_on(patch: pytest.MonkeyPatch, message_id: str) -> None:
