@@ -137,13 +137,13 @@ class WatchedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
 
 
 class WatchedReader(ChangelogReader):
-    """Calls a hook when a changelog has been read.
+    """Calls hooks when a changelog has been read.
 
     Attributes:
-        after: the hook, for all readers of a test.
+        after: the hooks, for all readers of a test.
     """
 
-    after: ClassVar[Callable[[], Awaitable[None]] | None] = None
+    after: ClassVar[list[Callable[[], Awaitable[None]]]] = []
 
     async def __aenter__(self) -> Self:
         """Begin to read."""
@@ -152,8 +152,8 @@ class WatchedReader(ChangelogReader):
     async def __aexit__(self, *error: object) -> None:
         """End reading, then let the test do its own."""
         await super().__aexit__(*error)
-        if self.after is not None:
-            await type(self).after()
+        for hook in self.after:
+            await hook()
 
 
 class HeldStore:
@@ -198,7 +198,7 @@ def watch_consumers(patch: pytest.MonkeyPatch) -> list[WatchedConsumer]:
 def after_restores(patch: pytest.MonkeyPatch, hook: Callable[[], Awaitable[None]]) -> None:
     """Call a hook each time the assembler has read a changelog."""
     patch.setattr(assemble, "ChangelogReader", WatchedReader)
-    patch.setattr(WatchedReader, "after", staticmethod(hook))
+    patch.setattr(WatchedReader, "after", [hook])
 
 
 def at_time(number: int, action: Hook) -> Hook:

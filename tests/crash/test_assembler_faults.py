@@ -221,7 +221,7 @@ async def _coordinator(bench: Bench) -> int:
     admin = AIOKafkaAdminClient(**bench.options)
     await admin.start()
     try:
-        return await admin.find_coordinator(bench.transactional_id(0), coordinator_type=1)
+        return int(await admin.find_coordinator(bench.transactional_id(0), coordinator_type=1))
     finally:
         await admin.close()
 

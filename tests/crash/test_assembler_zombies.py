@@ -100,7 +100,8 @@ def _is_frozen(process: "asyncio.subprocess.Process") -> Condition:
 
     async def frozen() -> bool:
         assert process.returncode is None
-        return (await asyncio.to_thread(stat.read_text)).rpartition(") ")[2].startswith("T")
+        text: str = await asyncio.to_thread(stat.read_text)
+        return text.rpartition(") ")[2].startswith("T")
 
     return frozen
 
@@ -121,6 +122,6 @@ def _has_no_lag(bench: Bench) -> Condition:
 
 def _said(child: Child, event: str, times: int) -> Condition:
     async def said() -> bool:
-        return sum(line["event"] == event for line in child.lines()) >= times
+        return [line["event"] for line in child.lines()].count(event) >= times
 
     return said

@@ -47,14 +47,18 @@ def copy_of_the_tree(folder: Path) -> None:
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    patience = folder / PATIENCE.file
-    patience.write_text(PATIENCE.of(patience.read_text()))
 
 
 def run(folder: Path, tests: Sequence[str], bootstrap: str, timeout_s: float) -> tuple[int | None, str]:
     """Run tests in a copy: the exit status, None if they were ended after `timeout_s`, and all that was printed."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    environ = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", SHARED_KAFKA: bootstrap}
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "COLUMNS": "300",  # or pytest cuts the reasons of its summary
+        SHARED_KAFKA: bootstrap,
+    }
     # A session of its own: what a test has started ends with it.
     with subprocess.Popen(
         command,
@@ -81,8 +85,8 @@ def verdict(folder: Path, test: str, bootstrap: str) -> tuple[str, str]:
     if status == ENDED_WELL:
         return PASSES, ""
     if status == ENDED_WITH_FAILURES and re.search(r"^\d+ failed", said, re.MULTILINE):
-        why = next((line for line in said.splitlines() if re.match(r"E  +\S", line)), "")
-        return FAILS, why.removeprefix("E").strip()
+        why = re.search(r"^FAILED .* - (.*)$", said, re.MULTILINE)
+        return FAILS, why[1] if why else ""
     return f"did not run (status {status})", (said.strip().splitlines() or [""])[-1]
 
 
@@ -94,6 +98,8 @@ def table(guards: Sequence[Guard], bootstrap: str) -> Iterator[tuple[str, bool]]
         with tempfile.TemporaryDirectory(prefix="dlrflow-guard-") as made:
             folder = Path(made)
             copy_of_the_tree(folder)
+            patience = folder / PATIENCE.file
+            patience.write_text(PATIENCE.of(patience.read_text()))
             for path, source in guard.taken_out(folder).items():
                 (folder / path).write_text(source)
             for test in guard.tests:
