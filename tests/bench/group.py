@@ -36,7 +36,14 @@ class Group:
     """Assemblers by name on topics of their own. Each has its own state folder, as on a machine of its own."""
 
     def __init__(
-        self, kafka: LocalKafka, folder: Path, names: Sequence[str], *, partitions: int, settings: Mapping[str, str]
+        self,
+        kafka: LocalKafka,
+        folder: Path,
+        names: Sequence[str],
+        *,
+        partitions: int,
+        settings: Mapping[str, str] | None = None,
+        prefix: str = "bench.",
     ) -> None:
         """Make the topics; nothing is started.
 
@@ -46,21 +53,22 @@ class Group:
             names: of the assemblers.
             partitions: of all topics.
             settings: `DLR_*` settings beside those that name topics and places.
+            prefix: of topics and group.
         """
         self.partitions = partitions
-        self.reports, self.results, self.dead_letters = "bench.reports", "bench.results", "bench.dead"
-        self.changelog = changelog_topic("bench", self.reports)
+        self.reports, self.results, self.dead_letters = f"{prefix}reports", f"{prefix}results", f"{prefix}dead"
+        self.changelog = changelog_topic(f"{prefix}group", self.reports)
         self.options = {"bootstrap_servers": kafka.bootstrap}
         self.data_folder = kafka.folder / "node-1" / "data"
         named = {
             "DLR_REPORTS_TOPIC": self.reports,
             "DLR_RESULTS_TOPIC": self.results,
             "DLR_DEAD_LETTERS_TOPIC": self.dead_letters,
-            "DLR_GROUP_ID": "bench",
+            "DLR_GROUP_ID": f"{prefix}group",
             "DLR_TOPIC_PARTITIONS": str(partitions),
         }
         commands = dict.fromkeys(names, ("consumers", "assemble"))
-        self.product = Product(folder, kafka.bootstrap, commands=commands, settings={**settings, **named})
+        self.product = Product(folder, kafka.bootstrap, commands=commands, settings={**(settings or {}), **named})
         self.product.run("ingest", "topics")
 
     def counts(self, name: str, metric: str, label: str) -> dict[str, float]:

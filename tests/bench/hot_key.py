@@ -56,7 +56,7 @@ def main() -> int:
     FOLDER.mkdir(parents=True)
     try:
         with LocalKafka(folder=FOLDER / "kafka", heap_mib=BROKER_HEAP_MIB, throughput=True) as kafka:
-            group = Group(kafka, FOLDER, [ASSEMBLER], partitions=options.partitions, settings={})
+            group = Group(kafka, FOLDER, [ASSEMBLER], partitions=options.partitions)
             try:
                 figures = asyncio.run(measure(group, options.reports, options.rate))
             finally:

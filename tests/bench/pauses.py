@@ -63,7 +63,7 @@ def main() -> int:
     FOLDER.mkdir(parents=True)
     try:
         with LocalKafka(folder=FOLDER / "kafka", heap_mib=BROKER_HEAP_MIB, throughput=True) as kafka:
-            group = Group(kafka, FOLDER, MEMBERS, partitions=options.partitions, settings={})
+            group = Group(kafka, FOLDER, MEMBERS, partitions=options.partitions)
             try:
                 figures = asyncio.run(Trial(group, options.rate).run(options.messages, options.rounds))
             finally:
