@@ -48,6 +48,19 @@ class Frame(NamedTuple):
     end: int
 
 
+class Head(NamedTuple):
+    """What stands before a body: its sequence, tag, length in bytes and CRC32C."""
+
+    sequence: int
+    tag: bytes
+    length: int
+    checksum: int
+
+    def vouches_for(self, body: bytes, *, salt: int = 0) -> bool:
+        """Whether these bytes are the body that was written."""
+        return len(body) == self.length and google_crc32c.extend(salt, body) == self.checksum
+
+
 class Damage(NamedTuple):
     """Bytes from `start` to `end` that are no frame: `corrupt` with good frames after them, or a `torn` tail."""
 
@@ -69,6 +82,17 @@ def encode_header(sequence: int, tag: bytes, body: bytes, *, salt: int = 0) -> b
         raise ValueError(f"a tag has {TAG_BYTES} bytes, not {len(tag)}")
     header = _HEADER.pack(MAGIC, len(body), sequence, tag, google_crc32c.extend(salt, body))
     return header + _CHECKSUM.pack(google_crc32c.extend(salt, header))
+
+
+def decode_header(head: bytes, *, salt: int = 0) -> Head | None:
+    """The inverse of `encode_header`; None for bytes that are none, or too few, or of another salt."""
+    if len(head) < HEADER_BYTES or not head.startswith(MAGIC):
+        return None
+    plain = head[: _HEADER.size]
+    if google_crc32c.extend(salt, plain) != _CHECKSUM.unpack_from(head, _HEADER.size)[0]:
+        return None
+    _, length, sequence, tag, checksum = _HEADER.unpack(plain)
+    return Head(sequence, tag, length, checksum)
 
 
 def encode_frame(sequence: int, tag: bytes, body: bytes, *, salt: int = 0) -> bytes:
@@ -299,22 +323,16 @@ def _scan(window: _Window, start: int, *, salt: int, after: int) -> Iterator[Fra
 
 def _frame_at(window: _Window, at: int, salt: int, after: int) -> tuple[Frame | None, int]:
     """The good frame at an offset, and where to look on if there is none."""
-    head = window.get(at, HEADER_BYTES)
-    if len(head) < HEADER_BYTES or not head.startswith(MAGIC):
-        return None, at + 1
-    plain = head[: _HEADER.size]
-    if google_crc32c.extend(salt, plain) != _CHECKSUM.unpack_from(head, _HEADER.size)[0]:
-        return None, at + 1
-    _, length, sequence, tag, body_checksum = _HEADER.unpack(plain)
+    head = decode_header(window.get(at, HEADER_BYTES), salt=salt)
     body_start = at + HEADER_BYTES
-    end = body_start + length
-    if sequence <= after or end > window.end:
+    if head is None or head.sequence <= after or body_start + head.length > window.end:
         return None, at + 1
-    body = window.get(body_start, length)
-    if len(body) < length or google_crc32c.extend(salt, body) != body_checksum:
+    end = body_start + head.length
+    body = window.get(body_start, head.length)
+    if not head.vouches_for(body, salt=salt):
         # The length is vouched for by the header: what looks like a frame inside the body is none.
         return None, end
-    return Frame(sequence, tag, body, at, end), end
+    return Frame(head.sequence, head.tag, body, at, end), end
 
 
 def _resynchronise(window: _Window, start: int, salt: int, after: int) -> Frame | None:
