@@ -49,11 +49,14 @@ def as_number(value: object) -> int:
     """A segment number, 0 where absent; -1 where it is unusable."""
     if value in (None, ""):
         return 0
-    if isinstance(value, str) and value in {form for n in range(1, 100) for form in (str(n), f"{n:02}")}:
+    if isinstance(value, str) and value in _FORMS:
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool) and value in range(1, 100):
         return value
     return -1
+
+
+_FORMS = {form for n in range(1, 100) for form in (str(n), f"{n:02}")}
 
 
 def last_result(reports: Iterable[Raw]) -> Raw | None:
