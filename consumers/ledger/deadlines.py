@@ -1,7 +1,8 @@
 """Who still waits past its deadline: a walk behind the journal, with no index of its own.
 
 `seen_at` never falls from one first sight to the next, so the first sights of waiting messages stand in the journal in
-the order of their deadlines. The walk asks the index for each whether it waits still, in the same life.
+the order of their deadlines. The walk checks what it reads, a changelog record at a time, and asks the index for each
+whether it waits still, in the same life.
 """
 
 from typing import NamedTuple
@@ -13,19 +14,22 @@ from consumers.entry import DIGEST_BYTES, Cursor, Due
 from consumers.ledger.changelog import FIRST_SEEN, SEEN_AT_SHIFT, WAITING, Rows, rows_of
 from consumers.ledger.generation import Stored
 from consumers.ledger.index import Index
-from consumers.ledger.journal import WAITING_BIT, Journal
+from consumers.ledger.journal import Journal
+from consumers.ledger.places import waits_in
 
 CANDIDATES_MAX = 8192
 RECORDS_MAX = 2048
-"""Most that one look examines, so that it takes some milliseconds."""
+BYTES_MAX = 32 * 1024 * 1024
+"""About the most that one look examines, so that it takes some milliseconds."""
 
 
 class _Candidates(NamedTuple):
-    """First sights of waiting messages up to some time: rows, and where each stands in the changelog."""
+    """First sights of waiting messages up to some time: rows, where each stands in the changelog, and its records."""
 
     rows: Rows
     offsets: npt.NDArray[np.int64]
     indexes: npt.NDArray[np.int64]
+    records: list[Stored]
 
 
 class Deadlines:
@@ -36,10 +40,11 @@ class Deadlines:
         self._journal = journal
         self._index = index
         self._stopped: tuple[int, int, int] | None = None  # changelog offset, generation, byte of the frame
+        self._held: tuple[Stored, Rows] | None = None  # the record that was read last: the next look begins there
 
     def reset(self) -> None:
         """Forget the place: the journal is another one."""
-        self._stopped = None
+        self._stopped = self._held = None
 
     def due(self, cursor: Cursor, seen_until_ms: int, limit: int) -> Due:
         """As `consumers.engine.protocols.Ledger.due`."""
@@ -49,6 +54,7 @@ class Deadlines:
         messages, first_left = self._still_waiting(candidates, limit)
         if first_left is not None:
             after, more = Cursor(*first_left), True
+            self._stop_at(next(one for one in candidates.records if one.offset == after.offset))
         return Due(messages, max(after, cursor), more)
 
     def _walk(self, cursor: Cursor, seen_until_ms: int) -> tuple[_Candidates, Cursor, bool]:
@@ -56,19 +62,22 @@ class Deadlines:
         rows: list[Rows] = []
         offsets: list[npt.NDArray[np.int64]] = []
         indexes: list[npt.NDArray[np.int64]] = []
-        found = 0
+        records: list[Stored] = []
+        found = size = 0
         place = self._find(cursor)
         after, more = Cursor(self._journal.next_offset), False
         for walked, stored in enumerate(self._journal.records(*place)):
-            if walked >= RECORDS_MAX or found >= CANDIDATES_MAX:
+            if walked >= RECORDS_MAX or found >= CANDIDATES_MAX or size >= BYTES_MAX:
                 after, more = Cursor(stored.offset), True
                 self._stop_at(stored)
                 break
-            all_rows = rows_of(self._journal.rows_of(stored))
+            size += stored.head.length
+            all_rows = self._rows_of(stored)
             at = _first_sights(all_rows, cursor.index if stored.offset == cursor.offset else 0)
             times = (all_rows["meta"][at] >> np.uint64(SEEN_AT_SHIFT)).astype(np.int64)
             later = np.flatnonzero(times > seen_until_ms)
             kept = at[: later[0]] if later.size else at
+            records.append(stored)
             rows.append(all_rows[kept])
             offsets.append(np.full(len(kept), stored.offset))
             indexes.append(kept)
@@ -85,6 +94,7 @@ class Deadlines:
                 np.concatenate([rows_of(b""), *rows]),
                 np.concatenate([none, *offsets]),
                 np.concatenate([none, *indexes]),
+                records,
             ),
             after,
             more,
@@ -97,7 +107,7 @@ class Deadlines:
         first = candidates.rows
         high, low = np.ascontiguousarray(first["high"]), np.ascontiguousarray(first["low"])
         places = self._index.find(high, low)
-        waits = np.flatnonzero(places & np.uint64(WAITING_BIT))
+        waits = np.flatnonzero(waits_in(places))
         latest, payloads = self._journal.read(places[waits], high[waits], low[waits])
         same_life = (latest["meta"] >> np.uint64(SEEN_AT_SHIFT)) == (first["meta"][waits] >> np.uint64(SEEN_AT_SHIFT))
         messages: dict[bytes, bytes] = {}
@@ -123,6 +133,12 @@ class Deadlines:
                     self._stop_at(stored)
                     return stored.frame
         return self._journal.end()
+
+    def _rows_of(self, stored: Stored) -> Rows:
+        """The rows of a record, read and checked once for all looks that end at it."""
+        if self._held is None or self._held[0] != stored:
+            self._held = stored, rows_of(self._journal.rows_of(stored))
+        return self._held[1]
 
     def _stop_at(self, stored: Stored) -> None:
         self._stopped = (stored.offset, *stored.frame)

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,25 +14,35 @@ import numpy.typing as npt
 
 from consumers.entry import Cursor, LedgerDamagedError, Position
 from consumers.ledger.changelog import ROW, ROW_BYTES, Rows, read_header
-from ingest.runtime.files import FileSystem
-from ingest.runtime.logfile import HEADER_BYTES, MAGIC, Damage, Frame, encode_frame, scan, scan_file
+from consumers.ledger.reading import lost_is_damage
+from ingest.runtime.files import FileSystem, Readable
+from ingest.runtime.logfile import HEADER_BYTES, Damage, Frame, Head, decode_header, encode_frame, scan, scan_file
 
 RECORD_TAG = b"record".ljust(16, b"\0")
 FOOTER_TAG = b"footer".ljust(16, b"\0")
 
-_FRAME_HEAD = struct.Struct("<4sIQ")
 _FOOTER = struct.Struct("<QQQQQQQII")
 _FOOTER_FRAME_BYTES = HEADER_BYTES + _FOOTER.size
-_PREFIX, _SUFFIX = "journal-", ".log"
+_ROW_AS_BYTES = np.dtype((np.void, ROW_BYTES))
+_NAME = re.compile(r"journal-(\d{8,})-([0-9a-f]{8})\.log")
 
 
 class Stored(NamedTuple):
-    """Where a changelog record stands in the journal: changelog offset, generation, byte range of the value."""
+    """Where a changelog record stands in the journal: generation, byte where its value begins, head of its frame."""
 
-    offset: int
     number: int
     start: int
-    end: int
+    head: Head
+
+    @property
+    def offset(self) -> int:
+        """Changelog offset."""
+        return self.head.sequence
+
+    @property
+    def end(self) -> int:
+        """Byte after the value."""
+        return self.start + self.head.length
 
     @property
     def frame(self) -> tuple[int, int]:
@@ -69,15 +80,13 @@ class Generation:
     @classmethod
     def named(cls, folder: Path, number: int, salt: int) -> Self:
         """A file by its number and salt."""
-        return cls(folder / f"{_PREFIX}{number:08d}-{salt:08x}{_SUFFIX}", number, salt)
+        return cls(folder / f"journal-{number:08d}-{salt:08x}.log", number, salt)
 
     @classmethod
     def parse(cls, path: Path) -> Self | None:
         """The file that a path names, None if it is none of the journal's."""
-        if not path.name.startswith(_PREFIX) or not path.name.endswith(_SUFFIX):
-            return None
-        number, _, salt = path.name[len(_PREFIX) : -len(_SUFFIX)].partition("-")
-        return cls(path, int(number), int(salt, 16))
+        name = _NAME.fullmatch(path.name)
+        return cls(path, int(name[1]), int(name[2], 16)) if name else None
 
     def note(self, first_offset: int, last_offset: int, position: Position, end: int) -> None:
         """Count a whole cycle in: the offsets of its first and last record, and the byte after it."""
@@ -107,37 +116,43 @@ class Generation:
         """Find out what the file holds: by its footer, else by reading and checking all of it.
 
         Raises:
-            LedgerDamagedError: something before the end of the file is not what was written.
-            OSError: the device would not give the bytes.
+            LedgerDamagedError: something before the end of the file is not what was written, or cannot be read.
+            OSError: the device does not serve.
         """
-        file = fs.open(self.path)
-        try:
-            size = file.size()
-            tail = file.pread(_FOOTER_FRAME_BYTES, size - _FOOTER_FRAME_BYTES) if size >= _FOOTER_FRAME_BYTES else b""
-            footer = next(scan(tail, salt=self.salt), None)
-            if isinstance(footer, Frame) and footer.start == 0 and footer.tag == FOOTER_TAG:
-                self._trust(footer, size - _FOOTER_FRAME_BYTES)
-            else:
-                self._read_all(scan_file(file, salt=self.salt))
-        finally:
-            file.close()
+        with lost_is_damage(self.path.name):
+            file = fs.open(self.path)
+            try:
+                self._recover(file)
+            finally:
+                file.close()
 
     def records(self, start: int = 0) -> Iterator[Stored]:
-        """The records from a frame's offset on, unchecked but for their frames' beginnings.
+        """The records from a frame's offset on: their heads are checked, `value_of` checks what follows.
 
         Raises:
             LedgerDamagedError: no frame stands where one must.
         """
         if start >= self.end:
             return
-        data = self.view(self.end)
+        data, after = self.view(self.end), -1
         while start < self.end:
-            magic, length, offset = _FRAME_HEAD.unpack_from(data, start)
             body = start + HEADER_BYTES
-            start = body + length
-            if magic != MAGIC or start > self.end:
+            head = decode_header(data[start:body], salt=self.salt)
+            if head is None or head.sequence <= after or body + head.length > self.end:
                 raise LedgerDamagedError(f"{self.path.name} has no frame where one was written")
-            yield Stored(offset, self.number, body, start)
+            yield Stored(self.number, body, head)
+            start, after = body + head.length, head.sequence
+
+    def value_of(self, stored: Stored) -> bytes:
+        """A changelog record as it was applied.
+
+        Raises:
+            LedgerDamagedError: something else stands there.
+        """
+        value = self.view(self.end)[stored.start : stored.end]
+        if not stored.head.vouches_for(value, salt=self.salt):
+            raise LedgerDamagedError(f"{self.path.name} is damaged from byte {stored.start} to {stored.end}")
+        return value
 
     def view(self, end: int) -> mmap.mmap:
         """The file in memory, at least its first `end` bytes; not a copy."""
@@ -157,12 +172,27 @@ class Generation:
     def rows(self, starts: npt.NDArray[np.int64]) -> Rows:
         """The rows that begin at these byte offsets."""
         data = self.view(self.end)
-        # One row may begin at any byte: an array of overlapping rows is gathered from in one step, without copies.
-        return np.ndarray((self.end - ROW_BYTES + 1,), ROW, data, strides=(1,))[starts]
+        # One row may begin at any byte: an array of overlapping rows is gathered from in one step, without copies; as
+        # plain bytes, since fields would be copied one by one.
+        return np.ndarray((self.end - ROW_BYTES + 1,), _ROW_AS_BYTES, data, strides=(1,))[starts].view(ROW)
+
+    def payloads(self, begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> list[bytes]:
+        """The bytes between these offsets."""
+        data = self.view(self.end)
+        return [data[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
 
     def forget_view(self) -> None:
         """Let go of the memory; views that somebody still holds keep it alive."""
         self._map = None
+
+    def _recover(self, file: Readable) -> None:
+        size = file.size()
+        tail = file.pread(_FOOTER_FRAME_BYTES, size - _FOOTER_FRAME_BYTES) if size >= _FOOTER_FRAME_BYTES else b""
+        footer = next(scan(tail, salt=self.salt), None)
+        if isinstance(footer, Frame) and footer.start == 0 and footer.tag == FOOTER_TAG:
+            self._trust(footer, size - _FOOTER_FRAME_BYTES)
+        else:
+            self._read_all(scan_file(file, salt=self.salt))
 
     def _trust(self, footer: Frame, end: int) -> None:
         started, first, last, cycle, next_offset, clock_ms, at, index, _ = _FOOTER.unpack(footer.body)

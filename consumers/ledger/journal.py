@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers.entry import Cursor, LedgerDamagedError, Position
-from consumers.ledger.changelog import HEADER_BYTES, ROW, ROW_BYTES, Rows, read_header
+from consumers.ledger.changelog import ROW, ROW_BYTES, WAITING, Rows, are_whole, read_header, row_bytes
 from consumers.ledger.generation import RECORD_TAG, Generation, Stored
+from consumers.ledger.places import Places, Words, least_of, numbers_of, starts_of, waits_in
 from ingest.runtime.files import FileSystem
 from ingest.runtime.logfile import HEADER_BYTES as FRAME_BYTES
 from ingest.runtime.logfile import LogWriter, encode_header
@@ -20,34 +21,12 @@ PREALLOCATE_BYTES = 4 * 1024 * 1024
 APPEND_MAX_BYTES = 8 * 1024 * 1024
 """About how much one write takes when many cycles are restored."""
 
-WAITING_BIT = 1
-_START_SHIFT = 1
-_NUMBER_SHIFT = 41
-_START_MASK = (1 << (_NUMBER_SHIFT - _START_SHIFT)) - 1
-
-Places = npt.NDArray[np.uint64]
-"""Where rows stand: generation number (23 bits), byte of the row (40 bits), waiting bit. 0 is no place."""
-
-
-Words = npt.NDArray[np.uint64]
-
 
 class Cycle(NamedTuple):
     """A whole cycle on its way into the journal: (changelog offset, value) of its records, and its position."""
 
     records: Sequence[tuple[int, bytes]]
     position: Position
-
-
-def places_of(number: int, starts: npt.NDArray[np.int64], waiting: npt.NDArray[np.uint64]) -> Places:
-    """The places of rows in one generation.
-
-    Args:
-        number: of the generation.
-        starts: byte offsets of the rows.
-        waiting: 1 where the message waits, else 0.
-    """
-    return np.uint64(number << _NUMBER_SHIFT) | (starts.astype(np.uint64) << np.uint64(_START_SHIFT)) | waiting
 
 
 class Journal:
@@ -89,8 +68,7 @@ class Journal:
     @property
     def floor(self) -> int:
         """The least number that a place of a row still here can have."""
-        first = self.generations[0].number if self.generations else self._last_number + 1
-        return first << _NUMBER_SHIFT
+        return least_of(self.generations[0].number if self.generations else self._last_number + 1)
 
     def recover(self) -> None:
         """Take in what stands in the folder.
@@ -101,14 +79,19 @@ class Journal:
             OSError: the device would not give the bytes.
         """
         generations: list[Generation] = []
+        empty: list[Generation] = []
         for generation in self._found():
             generation.recover(self._fs)
-            if generation.position is None:  # made, and no cycle came to stand in it
-                self._fs.unlink(generation.path)
+            if generation.position is None:
+                empty.append(generation)
                 continue
             if generations:
                 _check_succession(generations[-1], generation)
             generations.append(generation)
+        for generation in empty:
+            if generations and generation.number < generations[0].number:
+                raise LedgerDamagedError(f"nothing is left in {generation.path.name}, which others follow on")
+            self._fs.unlink(generation.path)  # made, and no cycle came to stand in it
         self.generations = generations
 
     def batches(self, cycles: Sequence[Cycle]) -> Iterator[list[Cycle]]:
@@ -167,42 +150,37 @@ class Journal:
 
         Args:
             places: none 0.
-            high: first halves of the digests that must stand there.
+            high: first halves of the digests that must stand there, waiting or not as the places say.
             low: second halves.
 
         Raises:
-            LedgerDamagedError: something else stands there, or a payload lies outside.
+            LedgerDamagedError: something else stands there than what was written for this digest.
         """
-        rows = np.empty(len(places), ROW)
-        payloads = [b""] * len(places)
-        numbers = (places >> np.uint64(_NUMBER_SHIFT)).astype(np.int64)
-        starts = ((places >> np.uint64(_START_SHIFT)) & np.uint64(_START_MASK)).astype(np.int64)
-        for number in np.unique(numbers).tolist():
-            generation = self.generation(number)
-            here = np.flatnonzero(numbers == number)
-            at = starts[here]
-            if int(at.max()) + ROW_BYTES > generation.end:
-                raise LedgerDamagedError(f"the index points behind the end of {generation.path.name}")
-            rows[here] = some = generation.rows(at)
-            begins = at + some["start"]
-            ends = begins + some["length"]
-            if int(ends.max()) > generation.end:
-                raise LedgerDamagedError(f"a payload lies behind the end of {generation.path.name}")
-            data = generation.view(generation.end)
-            for index, begin, end in zip(here.tolist(), begins.tolist(), ends.tolist(), strict=True):
-                payloads[index] = data[begin:end]
-        if (rows["high"] != high).any() or (rows["low"] != low).any():
-            raise LedgerDamagedError("the index points at the entry of another message")
+        numbers, starts = numbers_of(places), starts_of(places)
+        if len(places) and numbers.min() == numbers.max():
+            rows, payloads = self._read(self.generation(int(numbers[0])), starts)
+        else:
+            rows, payloads = self._read_scattered(numbers, starts)
+        waiting = (rows["meta"] & np.uint64(WAITING)) != 0
+        if ((rows["high"] != high) | (rows["low"] != low) | (waiting != waits_in(places))).any():
+            raise LedgerDamagedError("the index points at another entry")
         return rows, payloads
 
     def rows_of(self, stored: Stored) -> bytes:
-        """The rows of a changelog record, as bytes."""
-        data = self.generation(stored.number).view(stored.end)
-        header = read_header(data[stored.start : stored.start + HEADER_BYTES], stored.end - stored.start)
-        return data[stored.start + HEADER_BYTES : stored.start + HEADER_BYTES + header.entries * ROW_BYTES]
+        """The rows of a changelog record, as bytes; the whole record is checked.
+
+        Raises:
+            LedgerDamagedError: it is not what was written.
+        """
+        value = self.generation(stored.number).value_of(stored)
+        return row_bytes(value, read_header(value).entries)
 
     def records(self, number: int, start: int) -> Iterator[Stored]:
-        """All records from a frame on: the one that begins at byte `start` of generation `number`."""
+        """All records from a frame on: the one that begins at byte `start` of generation `number`.
+
+        Raises:
+            LedgerDamagedError: no frame stands where one must.
+        """
         for generation in self.generations:
             if generation.number >= number:
                 yield from generation.records(start if generation.number == number else 0)
@@ -265,6 +243,32 @@ class Journal:
         self._let_go()
         for generation in self.generations:
             generation.forget_view()
+
+    def _read_scattered(
+        self, numbers: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]
+    ) -> tuple[Rows, list[bytes]]:
+        rows = np.empty(len(numbers), ROW)
+        payloads = [b""] * len(numbers)
+        for number in np.unique(numbers).tolist():
+            here = np.flatnonzero(numbers == number)
+            rows[here], found = self._read(self.generation(number), starts[here])
+            for index, payload in zip(here.tolist(), found, strict=True):
+                payloads[index] = payload
+        return rows, payloads
+
+    def _read(self, generation: Generation, starts: npt.NDArray[np.int64]) -> tuple[Rows, list[bytes]]:
+        """Rows that begin at these bytes of a generation, and their payloads."""
+        if int(starts.max()) + ROW_BYTES > generation.end:
+            raise LedgerDamagedError(f"the index points behind the end of {generation.path.name}")
+        rows = generation.rows(starts)
+        begins = starts + rows["start"]
+        ends = begins + rows["length"]
+        if int(ends.max()) > generation.end:
+            raise LedgerDamagedError(f"a payload lies behind the end of {generation.path.name}")
+        payloads = generation.payloads(begins, ends)
+        if not are_whole(rows, payloads):
+            raise LedgerDamagedError(f"an entry in {generation.path.name} is not what was written")
+        return rows, payloads
 
     def _found(self) -> list[Generation]:
         found = (Generation.parse(self._folder / name) for name in self._fs.listdir(self._folder))

@@ -14,7 +14,8 @@ from consumers.ledger.changelog import Header, Rows
 from consumers.ledger.deadlines import Deadlines
 from consumers.ledger.generation import Stored
 from consumers.ledger.index import SEAL_ENTRIES, Index
-from consumers.ledger.journal import PREALLOCATE_BYTES, Cycle, Journal, places_of
+from consumers.ledger.journal import PREALLOCATE_BYTES, Cycle, Journal
+from consumers.ledger.places import places_of
 from consumers.ledger.runs import Covered
 from ingest.runtime.files import FileSystem
 
@@ -92,10 +93,10 @@ class PartitionLedger:
         places = self._index.find(high, low)
         known = np.flatnonzero(places)
         payloads: list[bytes | None] = [None] * len(digests)
-        for index, payload in zip(
-            known.tolist(), self._journal.read(places[known], high[known], low[known])[1], strict=True
-        ):
-            payloads[index] = payload
+        if known.size:
+            _, found = self._journal.read(places[known], high[known], low[known])
+            for index, payload in zip(known.tolist(), found, strict=True):
+                payloads[index] = payload
         return payloads
 
     def encode(self, entries: Sequence[Entry], position: Position) -> list[bytes]:  # noqa: D102 - see Ledger
@@ -230,9 +231,10 @@ class PartitionLedger:
         return cycles, unfinished, head, count
 
     def _must_be_whole(self) -> None:
-        """Refuse to answer from an index that is behind the journal: the next step is `discard`."""
-        if self._damage is not None:
-            raise LedgerDamagedError(self._damage)
+        """Refuse to answer from an index that is behind the journal, or not what it was: the next step is `discard`."""
+        damage = self._damage or self._index.damage
+        if damage is not None:
+            raise LedgerDamagedError(damage)
 
     def _forget_unfinished(self) -> None:
         self._unfinished, self._unfinished_head = [], None

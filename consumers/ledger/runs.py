@@ -1,33 +1,19 @@
-"""Sealed runs: digests in order with their places, in a file that is mapped, behind a Bloom filter.
-
-```text
-header 128: magic 4 | version u16 | zero u16 | digests u64 | room for digests u64 | filter words u64
-            | first seal u64 | last seal u64 | covered generation u64 | its salt u64 | covered byte u64
-            | greatest place u64 | zeros | CRC32C u32
-filter words u64 | high halves u64, ascending | low halves u64 | places u64
-```
-
-A run is written under another name, synced and renamed: it is there in whole or not at all. It can always be made again
-from the journal.
-"""
+"""Sealed runs: digests in order with their places behind a Bloom filter, and how several become one."""
 
 import math
-import mmap
-import os
-import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
+import numpy.typing as npt
 
 from consumers.entry import LedgerDamagedError
 from consumers.ledger import bloom
 from consumers.ledger.bloom import Keys
-from consumers.ledger.journal import Places, Words
+from consumers.ledger.places import Places, Words
 from consumers.ledger.table import Columns
-from ingest.runtime.files import FileSystem
 
 RUNS_MAX = 12
 
@@ -37,21 +23,17 @@ MERGE_RUNS = 4
 MERGE_STEP = 1 << 18
 """About how many digests a merge holds in memory at once."""
 
-_VERSION = 1
-_MAGIC = b"DLRr"
-_HEADER = struct.Struct("<4sHHQQQQQQQQQ")
-_CHECKSUM = struct.Struct("<I")
-_HEADER_BYTES = 128
-_WORD_BYTES = 8
-_PREFIX, _SUFFIX, _UNFINISHED = "run-", ".idx", ".tmp"
-
 
 class Covered(NamedTuple):
-    """How far in the journal the index was when it was sealed: generation, its salt, and the byte after it."""
+    """A point in the journal that the index had come to: generation, its salt, and the byte after it."""
 
     number: int
     salt: int
     end: int
+
+
+NOTHING = Covered(0, 0, 0)
+"""Before the first generation."""
 
 
 class Span(NamedTuple):
@@ -61,24 +43,46 @@ class Span(NamedTuple):
     last: int
 
 
-class Run:
-    """One run, mapped from its file or, where the disk has no room for it, in memory."""
+class Reach(NamedTuple):
+    """What a run is made of: its seals, and the journal from one point, at which the run before ends, to another."""
 
-    def __init__(self, span: Span, covered: Covered, columns: Columns, words: Words, path: Path | None = None) -> None:
+    span: Span
+    after: Covered
+    covered: Covered
+
+
+class Run:
+    """One run, mapped from its file or, where the disk has no room for it, in memory.
+
+    Attributes:
+        greatest: of its places, 0 if it has none.
+    """
+
+    def __init__(
+        self,
+        reach: Reach,
+        columns: Columns,
+        words: Words,
+        *,
+        path: Path | None = None,
+        checks: tuple[int, ...] = (),
+        greatest: int | None = None,
+    ) -> None:
         """A run over columns that ascend by digest.
 
         Args:
-            span: of seals.
-            covered: by the last of them.
+            reach: what it is made of.
             columns: no digest twice.
             words: the filter.
             path: the file, None in memory.
+            checks: CRC32C of each column as it was written, nothing in memory.
+            greatest: of the places, if it is known.
         """
-        self.span = span
-        self.covered = covered
+        self.reach = reach
         self.columns = columns
         self.path = path
-        self.greatest = int(columns.places.max()) if path is None and len(columns.places) else 0
+        self.checks = checks
+        self.greatest = int(columns.places.max(initial=0)) if greatest is None else greatest
         self._words = words
 
     def __len__(self) -> int:
@@ -102,115 +106,12 @@ class Run:
         return found
 
 
-def run_name(span: Span) -> str:
-    """Name of the file."""
-    return f"{_PREFIX}{span.first:010d}-{span.last:010d}{_SUFFIX}"
-
-
-def parse_name(name: str) -> Span | None:
-    """The span of a run's file, None for other files."""
-    if not name.startswith(_PREFIX) or not name.endswith(_SUFFIX):
-        return None
-    first, _, last = name[len(_PREFIX) : -len(_SUFFIX)].partition("-")
-    return Span(int(first), int(last))
-
-
-def unfinished_name(unique: str) -> str:
-    """Name of a file that is to become a run."""
-    return f"{_PREFIX}{unique}{_UNFINISHED}"
-
-
-def is_unfinished(name: str) -> bool:
-    """Whether a file is a run that was not finished."""
-    return name.startswith(_PREFIX) and name.endswith(_UNFINISHED)
-
-
-def in_memory(span: Span, covered: Covered, columns: Columns) -> Run:
+def in_memory(reach: Reach, columns: Columns) -> Run:
     """A run of digests in any order, none twice."""
     merged = combine([columns], 0)
     words = np.zeros(bloom.words_for(len(merged.high)), np.uint64)
     bloom.add(words, merged.high, merged.low)
-    return Run(span, covered, merged, words)
-
-
-def write_run(
-    fs: FileSystem, path: Path, parts: Iterator[Columns], *, span: Span, covered: Covered, capacity: int
-) -> None:
-    """Write a run under an unfinished name and sync it; it counts once it is renamed to `run_name`.
-
-    Args:
-        fs: where.
-        path: from `unfinished_name`.
-        parts: digests, ascending over all parts, none twice.
-        span: of seals.
-        covered: by the last of them.
-        capacity: at least how many digests there are.
-
-    Raises:
-        OSError: nothing is left behind.
-    """
-    file = fs.create(path)
-    try:
-        words = np.zeros(bloom.words_for(capacity), np.uint64)
-        begin = _HEADER_BYTES + words.nbytes
-        count, greatest = 0, 0
-        for part in parts:
-            for column, values in enumerate(part):
-                file.pwrite([values.tobytes()], begin + (column * capacity + count) * _WORD_BYTES)
-            bloom.add(words, part.high, part.low)
-            count += len(part.high)
-            greatest = max(greatest, int(part.places.max(initial=0)))
-        header = _HEADER.pack(
-            _MAGIC,
-            _VERSION,
-            0,
-            count,
-            capacity,
-            len(words),
-            span.first,
-            span.last,
-            covered.number,
-            covered.salt,
-            covered.end,
-            greatest,
-        ).ljust(_HEADER_BYTES - _CHECKSUM.size, b"\0")
-        file.allocate(begin + 3 * capacity * _WORD_BYTES)
-        file.pwrite([header, _CHECKSUM.pack(google_crc32c.value(header)), words.tobytes()], 0)
-        file.sync()
-    except BaseException:
-        file.close()
-        fs.unlink(path)
-        raise
-    file.close()
-
-
-def open_run(path: Path) -> Run:
-    """Map a run from its file.
-
-    Raises:
-        LedgerDamagedError: it is none, or of another version.
-        OSError: the device would not give it.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(descriptor).st_size
-        data = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) if size >= _HEADER_BYTES else b""
-    finally:
-        os.close(descriptor)
-    header = data[: _HEADER_BYTES - _CHECKSUM.size]
-    if size < _HEADER_BYTES or not header.startswith(_MAGIC):
-        raise LedgerDamagedError(f"{path.name} is no run")
-    if _CHECKSUM.unpack_from(data, len(header))[0] != google_crc32c.value(header):
-        raise LedgerDamagedError(f"{path.name} has a damaged header")
-    _, version, _, count, capacity, words, first, last, number, salt, end, greatest = _HEADER.unpack_from(header)
-    begin = _HEADER_BYTES + words * _WORD_BYTES
-    if version != _VERSION or size < begin + 3 * capacity * _WORD_BYTES:
-        raise LedgerDamagedError(f"{path.name} is of version {version}, or cut short")
-    columns = Columns(*(np.frombuffer(data, np.uint64, count, begin + n * capacity * _WORD_BYTES) for n in range(3)))
-    filter_words = np.frombuffer(data, np.uint64, words, _HEADER_BYTES)
-    run = Run(Span(first, last), Covered(number, salt, end), columns, filter_words, path)
-    run.greatest = greatest
-    return run
+    return Run(reach, merged, words)
 
 
 def combine(parts: Sequence[Columns], floor: int) -> Columns:
@@ -246,19 +147,49 @@ def choose(runs: Sequence[Run], seal_entries: int) -> Sequence[Run]:
     return []
 
 
+def merged_reach(runs: Sequence[Run]) -> Reach:
+    """What the merge of adjacent runs is made of, given newest first."""
+    newest, oldest = runs[0].reach, runs[-1].reach
+    return Reach(Span(oldest.span.first, newest.span.last), oldest.after, newest.covered)
+
+
 def merge(runs: Sequence[Run], floor: int, step: int = MERGE_STEP) -> Iterator[Columns]:
-    """The digests of several runs as one, in parts of about `step`: cut by ranges of the digest, even as they are."""
+    """The digests of several runs as one, in parts of about `step`: cut by ranges of the digest, even as they are.
+
+    Raises:
+        LedgerDamagedError: after the last part: a file did not give what was written, and no part can be trusted.
+    """
     total = sum(map(len, runs))
     cuts = max(1, -(-total // step))
-    begins = [0] * len(runs)
+    readers = [_Reader(run) for run in runs]
     for cut in range(1, cuts + 1):
         border = np.uint64((cut << 64) // cuts) if cut < cuts else None
-        ends = [len(run) if border is None else int(np.searchsorted(run.columns.high, border)) for run in runs]
-        yield combine(
-            [
-                Columns(*(column[begin:end] for column in run.columns))
-                for run, begin, end in zip(runs, begins, ends, strict=True)
-            ],
-            floor,
-        )
-        begins = ends
+        yield combine([reader.read_to(border) for reader in readers], floor)
+    for reader in readers:
+        reader.check()
+
+
+class _Reader:
+    """Reads a run from end to end, once, and knows afterwards whether it was what had been written."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._at = 0
+        self._sums = [0] * len(Columns._fields)
+
+    def read_to(self, border: np.uint64 | None) -> Columns:
+        """The next digests whose first half is below a border, or all that are left; copies."""
+        columns = self._run.columns
+        end = len(self._run) if border is None else int(np.searchsorted(columns.high, border))
+        begin, self._at = self._at, max(self._at, end)
+        return Columns(*(self._read(number, column[begin:end]) for number, column in enumerate(columns)))
+
+    def check(self) -> None:
+        """Raise if something else was read than what had been written."""
+        if self._run.path is not None and tuple(self._sums) != self._run.checks:
+            raise LedgerDamagedError(f"{self._run.path.name} is not what was written any more")
+
+    def _read(self, number: int, column: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        data = column.tobytes()
+        self._sums[number] = google_crc32c.extend(self._sums[number], data)
+        return np.frombuffer(data, np.uint64)

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
+import google_crc32c
 import structlog
 
-from consumers.entry import LedgerFormatError
+from consumers.entry import LedgerDamagedError, LedgerFormatError
 from consumers.ledger.partition import PartitionLedger, Sizes
+from consumers.ledger.reading import lost_is_damage
 from ingest.runtime.errors import UsageError
 from ingest.runtime.files import FileSystem, Lock
 
@@ -155,17 +158,16 @@ class Store:
         """
         if _MANIFEST not in self._fs.listdir(folder):
             return False
-        file = self._fs.open(folder / _MANIFEST)
         try:
-            text = file.pread(file.size(), 0)
-        finally:
-            file.close()
-        try:
-            told = json.loads(text)
-            version, partitions, cluster = int(told["format"]), int(told["partitions"]), str(told["cluster"])
-        except (ValueError, KeyError, TypeError):
-            _log.warning("a manifest cannot be read, the state is restored from the changelog", folder=str(folder))
+            told = _decode_manifest(self._read_manifest(folder))
+        except LedgerDamagedError as error:
+            _log.warning(
+                "a manifest cannot be used, the state is restored from the changelog",
+                folder=str(folder),
+                why=str(error),
+            )
             return False
+        version, partitions, cluster = told["format"], told["partitions"], told["cluster"]
         if version > FORMAT:
             raise LedgerFormatError(
                 f"the state in {folder} has format {version}, this release reads up to {FORMAT}: "
@@ -184,14 +186,22 @@ class Store:
             self._write_manifest(folder, partition)
         return True
 
+    def _read_manifest(self, folder: Path) -> bytes:
+        with lost_is_damage(_MANIFEST):
+            file = self._fs.open(folder / _MANIFEST)
+            try:
+                return file.pread(file.size(), 0)
+            finally:
+                file.close()
+
     def _write_manifest(self, folder: Path, partition: int) -> None:
-        text = json.dumps({"format": FORMAT, **asdict(self._identity), "partition": partition}, indent=1)
+        text = encode_manifest({"format": FORMAT, **asdict(self._identity), "partition": partition})
         unfinished = folder / _UNFINISHED_MANIFEST
         if _UNFINISHED_MANIFEST in self._fs.listdir(folder):
             self._fs.unlink(unfinished)
         file = self._fs.create(unfinished)
         try:
-            file.pwrite([text.encode()], 0)
+            file.pwrite([text], 0)
             file.sync()
         finally:
             file.close()
@@ -206,6 +216,32 @@ class Store:
             self._make(folder.parent)
         with contextlib.suppress(FileExistsError):  # another process was faster
             self._fs.mkdir(folder)
+
+
+def encode_manifest(told: dict[str, Any]) -> bytes:
+    """A manifest, with the CRC32C of the rest as its last member: a flipped bit must not pass for a newer format."""
+    return json.dumps(told | {"crc32c": _checksum(told)}, indent=1).encode()
+
+
+def _decode_manifest(text: bytes) -> dict[str, Any]:
+    """What a manifest says: at least `format`, `partitions` and `cluster`.
+
+    Raises:
+        LedgerDamagedError: it is not as it was written.
+    """
+    try:
+        told: dict[str, Any] = json.loads(text)
+        checksum = told.pop("crc32c")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise LedgerDamagedError(f"{_MANIFEST} is none") from error
+    if checksum != _checksum(told) or not {"format", "partitions", "cluster"} <= told.keys():
+        raise LedgerDamagedError(f"{_MANIFEST} is not what was written")
+    return told
+
+
+def _checksum(told: dict[str, Any]) -> int:
+    value: int = google_crc32c.value(json.dumps(told, sort_keys=True).encode())
+    return value
 
 
 def _name_of(text: str) -> str:

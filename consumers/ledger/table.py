@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from consumers.ledger.journal import Places, Words
+from consumers.ledger.places import Places, Words
 
 Indexes = npt.NDArray[np.int64]
 

@@ -12,7 +12,7 @@ from consumers.ledger.changelog import RECORD_MAX_BYTES
 from consumers.ledger.partition import Sizes
 from consumers.ledger.store import Identity, Store
 from ingest.runtime.files import RealFileSystem
-from tests.fakes.ledger import MemoryStore
+from tests.fakes.ledgers import MemoryStore
 
 HOUR_MS = 3_600_000
 

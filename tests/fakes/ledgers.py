@@ -1,105 +1,136 @@
-"""A ledger in memory, as plain as can be: what the engine is tested with, and what the real one must equal."""
+# ruff: noqa: D102 - the promises stand at the protocol
+"""A ledger in dictionaries: the promise of `consumers.engine.protocols` with nothing clever about it.
+
+The engine is tested with it, and the real one must equal it. Its changelog records are those of the real one, so that a
+changelog can be handed from one to the other.
+"""
 
 from collections.abc import Sequence
-
-import msgspec
+from typing import NamedTuple
 
 from consumers.entry import Cursor, Due, Entry, LedgerDamagedError, Position
+from consumers.ledger.changelog import Header, decode_record, encode_cycle
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(tuple[list[Entry], Position | None])
+
+class _Sight(NamedTuple):
+    """A first sight of a waiting message, at its place in the changelog."""
+
+    place: Cursor
+    entry: Entry
 
 
 class MemoryLedger:
-    """Keeps every entry in a dict, and the order of first sights in a list."""
+    """Implements `Ledger`; closed and opened again it is as it was. It forgets as soon as it may, cycle by cycle.
 
-    def __init__(self, entries_per_record: int = 100) -> None:
-        """Begin empty.
+    Attributes:
+        closed: whether it was closed and not opened since.
+        discarded: how often it was discarded.
+    """
 
-        Args:
-            entries_per_record: how a cycle is cut into changelog records.
-        """
-        self._entries_per_record = entries_per_record
+    def __init__(self) -> None:
+        """Begin empty."""
         self.closed = False
         self.discarded = 0
         self._empty()
 
     def _empty(self) -> None:
-        self._entries: dict[bytes, Entry] = {}
-        self._sights: list[tuple[Cursor, bytes, int]] = []
-        self._next_offset = 0
-        self.position: Position | None = None
+        self._cycles: list[tuple[int, Position]] = []  # last offset and position of each cycle
+        self._entries: dict[bytes, tuple[int, Entry]] = {}  # with the offset of the cycle's last record
+        self._sights: list[_Sight] = []
+        self._unfinished: list[tuple[int, Header, list[Entry]]] = []
+
+    @property
+    def position(self) -> Position | None:
+        return self._cycles[-1][1] if self._cycles else None
 
     def lookup(self, digests: Sequence[bytes]) -> list[bytes | None]:
-        """Payloads in the order asked for."""
-        return [entry.payload if (entry := self._entries.get(digest)) else None for digest in digests]
+        found = (self._entries.get(digest) for digest in digests)
+        return [one[1].payload if one else None for one in found]
 
     def encode(self, entries: Sequence[Entry], position: Position) -> list[bytes]:
-        """Records of some entries each; the last has the position."""
-        size = self._entries_per_record
-        parts = [entries[start : start + size] for start in range(0, len(entries), size)] or [()]
-        return [
-            _encoder.encode((part, position if number == len(parts) - 1 else None)) for number, part in enumerate(parts)
-        ]
+        return encode_cycle(entries, position)
 
     def apply(self, records: Sequence[tuple[int, bytes]]) -> int:
-        """Take records in, whatever cycles they belong to."""
-        count = 0
+        unfinished, whole = list(self._unfinished), []
+        position, last_offset, count = self.position, self.next_changelog_offset() - 1, 0
         for offset, value in records:
-            if offset < self._next_offset:
-                raise LedgerDamagedError(f"offset {offset} does not rise")
-            entries, position = _decoder.decode(value)
-            for index, entry in enumerate(entries):
-                self._entries[entry.digest] = entry
-                if entry.first_seen:
-                    self._sights.append((Cursor(offset, index), entry.digest, entry.seen_at_ms))
-            if position is not None:
-                self.position = position
-            self._next_offset = offset + 1
-            count += len(entries)
+            header, entries = decode_record(value)
+            if offset <= last_offset or not _follows(header, unfinished, position):
+                raise LedgerDamagedError(f"the record at {offset} does not follow")
+            unfinished.append((offset, header, entries))
+            last_offset, count = offset, count + len(entries)
+            if header.position is not None:
+                whole.append((unfinished, header.position))
+                unfinished, position = [], header.position
+        for cycle, its_position in whole:
+            self._take(cycle, its_position)
+        self._unfinished = unfinished
         return count
 
     def next_changelog_offset(self) -> int:
-        """After the last record."""
-        return self._next_offset
+        if self._unfinished:
+            return self._unfinished[-1][0] + 1
+        return self._cycles[-1][0] + 1 if self._cycles else 0
 
     def due(self, cursor: Cursor, seen_until_ms: int, limit: int) -> Due:
-        """Walk all first sights from the cursor on."""
-        messages: list[tuple[bytes, bytes]] = []
-        for place, digest, seen_at_ms in self._sights:
+        messages: dict[bytes, bytes] = {}
+        for place, sight in self._sights:
             if place < cursor:
                 continue
-            if seen_at_ms > seen_until_ms:
-                return Due(messages, place, more=False)
-            if len(messages) == limit:
-                return Due(messages, place, more=True)
-            entry = self._entries[digest]
-            if entry.waiting and entry.seen_at_ms == seen_at_ms:
-                messages.append((digest, entry.payload))
-        return Due(messages, max(cursor, Cursor(self._next_offset, 0)), more=False)
+            _, latest = self._entries.get(sight.digest, (0, None))
+            still = latest is not None and latest.waiting and latest.seen_at_ms == sight.seen_at_ms
+            full = len(messages) == limit and still
+            if sight.seen_at_ms > seen_until_ms or full:
+                return Due(list(messages.items()), place, full)
+            if latest is not None and still:
+                messages[sight.digest] = latest.payload
+        end = Cursor(self._cycles[-1][0] + 1 if self._cycles else 0)
+        return Due(list(messages.items()), max(end, cursor), more=False)
 
     def forget(self, before_ms: int) -> None:
-        """Keep everything: whoever decodes a payload decides."""
+        if self.position is None:
+            return
+        kept = next(
+            (
+                offset
+                for offset, position in self._cycles
+                if position.clock_ms >= before_ms or self.position.cursor.offset <= offset
+            ),
+            self._cycles[-1][0],
+        )
+        self._entries = {key: one for key, one in self._entries.items() if one[0] >= kept}
 
     def waiting(self) -> int:
-        """Count them."""
-        return sum(entry.waiting for entry in self._entries.values())
+        return sum(entry.waiting for _, entry in self._entries.values())
 
     def flush(self) -> None:
-        """Nothing to do."""
+        return
 
     def discard(self) -> None:
-        """Forget all."""
         self.discarded += 1
         self._empty()
 
     def close(self) -> None:
-        """Remember that it was closed."""
         self.closed = True
+        self._unfinished = []
+
+    def _take(self, cycle: Sequence[tuple[int, Header, list[Entry]]], position: Position) -> None:
+        last_offset = cycle[-1][0]
+        for offset, _, entries in cycle:
+            for index, entry in enumerate(entries):
+                self._entries[entry.digest] = (last_offset, entry)
+                if entry.first_seen and entry.waiting:
+                    self._sights.append(_Sight(Cursor(offset, index), entry))
+        self._cycles.append((last_offset, position))
 
 
 class MemoryStore:
-    """Ledgers that live as long as the store."""
+    """Implements `LedgerStore`.
+
+    Attributes:
+        ledgers: those that were opened, by partition.
+        closed: whether it was closed.
+    """
 
     def __init__(self) -> None:
         """Begin with none."""
@@ -107,11 +138,16 @@ class MemoryStore:
         self.closed = False
 
     def open(self, partition: int) -> MemoryLedger:
-        """The ledger of a partition, as it was left."""
         ledger = self.ledgers.setdefault(partition, MemoryLedger())
         ledger.closed = False
         return ledger
 
     def close(self) -> None:
-        """Remember that it was closed."""
         self.closed = True
+
+
+def _follows(header: Header, unfinished: Sequence[tuple[int, Header, list[Entry]]], position: Position | None) -> bool:
+    if unfinished:
+        before = unfinished[-1][1]
+        return header.cycle == before.cycle and header.part == before.part + 1
+    return position is None or (header.cycle == position.cycle + 1 and header.part == 0)

@@ -12,14 +12,16 @@ from structlog.testing import capture_logs
 
 from consumers.ledger import bloom
 from consumers.ledger.bloom import keys_of
-from consumers.ledger.index import FROZEN_MAX, Index
-from consumers.ledger.journal import Words
-from consumers.ledger.runs import RUNS_MAX, Covered, Run, Span, choose, combine, in_memory, merge
+from consumers.ledger.index import Index
+from consumers.ledger.levels import FROZEN_MAX
+from consumers.ledger.places import Words
+from consumers.ledger.runs import NOTHING, RUNS_MAX, Covered, Reach, Run, Span, choose, combine, in_memory, merge
 from consumers.ledger.table import Columns, Table
 from ingest.runtime.files import RealFileSystem
 from tests.fakes.files import FaultyFileSystem
 
 SEAL = 100
+A_REACH = Reach(Span(1, 1), NOTHING, Covered(1, 1, 1))
 
 
 def digests(count: int, seed: int = 1) -> tuple[Words, Words]:
@@ -113,7 +115,7 @@ def test_combining_keeps_the_greatest_place_and_drops_what_is_forgotten() -> Non
 def test_run_finds_digests_that_share_their_first_half() -> None:
     """A search goes on among equal first halves, at the end of the run too."""
     given = Columns(*(np.array(one, np.uint64) for one in ([5, 5, 5, 2**64 - 1], [1, 2, 3, 4], [10, 20, 30, 40])))
-    run = in_memory(Span(1, 1), Covered(1, 1, 1), given)
+    run = in_memory(A_REACH, given)
 
     found = run.find(keys_of(np.array([5, 5, 2**64 - 1, 5], np.uint64), np.array([3, 1, 4, 9], np.uint64)))
 
@@ -124,7 +126,7 @@ def test_run_finds_digests_that_share_their_first_half() -> None:
 def test_merge_in_parts_is_the_merge_of_all(step: int) -> None:
     """However it is cut, a merge is ascending and complete, without forgotten places."""
     older, newer = columns(50, 1), columns(70, 2, place=1000)
-    runs = [in_memory(Span(n, n), Covered(1, 1, n), one) for n, one in enumerate((older, newer), 1)]
+    runs = [in_memory(A_REACH, one) for one in (older, newer)]
 
     parts = list(merge(runs[::-1], 50, step))
 
@@ -339,7 +341,7 @@ def test_failed_job_is_told_once_before_anything_changes(tmp_path: Path, worker:
     """What went wrong beside the work is raised by the next look, and the job after it seals what was left."""
     index = Index(RealFileSystem(), tmp_path, worker, seal_entries=SEAL)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("consumers.ledger.index.combine", _fail)
+        patch.setattr("consumers.ledger.levels.combine", _fail)
         given = fill(index, SEAL + 30)
         with pytest.raises(MemoryError):
             index.settle()
@@ -364,7 +366,7 @@ def test_runs_are_chosen_by_like_size_and_bounded_in_number() -> None:
 
     def run(count: int) -> Run:
         none = np.zeros(0, np.uint64)
-        made = in_memory(Span(1, 1), Covered(1, 1, 1), Columns(none, none, none))
+        made = in_memory(A_REACH, Columns(none, none, none))
         made.columns = Columns(*(np.zeros(count, np.uint64) for _ in range(3)))
         return made
 

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from consumers.entry import Cursor, Entry, LedgerDamagedError, LedgerFormatError, Position
 from consumers.ledger.index import Index
 from consumers.ledger.partition import PartitionLedger, Sizes
-from consumers.ledger.store import Identity, Store
+from consumers.ledger.store import Identity, Store, encode_manifest
 from ingest.runtime.errors import UsageError
 from ingest.runtime.files import RealFileSystem
 from tests.fakes.files import FaultyFileSystem
@@ -150,7 +150,7 @@ def test_newer_state_is_refused_by_name(make: MakeStore, tmp_path: Path) -> None
     """A state of a newer release stops the start with a line that says what to do, and keeps the folder free."""
     make().open(1).close()
     manifest = folder_of(tmp_path) / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2}))
+    manifest.write_bytes(encode_manifest({"format": 2, "partitions": 3, "cluster": "c1", "more": "than we know"}))
 
     for _ in range(2):
         with pytest.raises(LedgerFormatError, match=r"format 2.*newer release"):
@@ -165,7 +165,7 @@ def test_other_number_of_partitions_is_refused_with_the_way_out(make: MakeStore)
         make(Identity(group="g/1", topic="sms.status-reports", partitions=6)).open(1)
 
 
-@pytest.mark.parametrize("manifest", ["other cluster", "rubbish", "missing"])
+@pytest.mark.parametrize("manifest", ["other cluster", "rubbish", "missing", "flipped"])
 def test_state_of_another_cluster_is_discarded(manifest: str, make: MakeStore, tmp_path: Path) -> None:
     """What is not a copy of this changelog is worth nothing."""
     ledger = make().open(1)
@@ -177,6 +177,8 @@ def test_state_of_another_cluster_is_discarded(manifest: str, make: MakeStore, t
         identity = Identity(group="g/1", topic="sms.status-reports", partitions=3, cluster="c2")
     elif manifest == "rubbish":
         path.write_text("{")
+    elif manifest == "flipped":
+        path.write_bytes(path.read_bytes().replace(b'"format": 1', b'"format": 3'))
     else:
         path.unlink()
 
