@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,9 @@ ASKING_TIMEOUT_S: Final = 2.0
 RECEIVER: Final = "receiver"
 ASSEMBLERS: Final = ("assembler-1", "assembler-2")
 SINK: Final = "sink"
+DATA_SUFFIXES: Final = frozenset({".log", ".idx"})
+"""Of the files that hold an assembler's memory; the others say whose it is."""
+
 COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     RECEIVER: ("ingest", "receive"),
     **dict.fromkeys(ASSEMBLERS, ("consumers", "assemble")),
@@ -42,6 +46,7 @@ class Product:
         detached: bool = False,
         http_port: int | None = None,
         commands: Mapping[str, tuple[str, ...]] = COMMANDS,
+        guests: Collection[str] = (),
         settings: Mapping[str, str] | None = None,
     ) -> None:
         """Describe it; nothing happens before `start`.
@@ -52,11 +57,13 @@ class Product:
             detached: it outlives this process; otherwise all of it ends with this process, however that ends.
             http_port: of the receiver; None takes a free one.
             commands: the processes: name, and arguments after `python -m`.
+            guests: those of them that `start` leaves to `launch`.
             settings: `DLR_*` settings beside its own.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.commands = dict(commands)
+        self.guests = frozenset(guests)
         self._bootstrap = bootstrap
         self._detached = detached
         self._http = PortLease.any() if http_port is None else PortLease.wanted(http_port, "the receiver")
@@ -107,15 +114,16 @@ class Product:
         return own | settings
 
     def start(self) -> None:
-        """Make the topics, start everything, and wait until all of it is ready.
+        """Make the topics, start everything but guests, and wait until all of it is ready.
 
         Raises:
             LocalServiceError: something did not come up; the line says what and why.
         """
         self.run("ingest", "topics")
-        for name in self.commands:
+        residents = [name for name in self.commands if name not in self.guests]
+        for name in residents:
             self.launch(name)
-        for name in self.commands:
+        for name in residents:
             self.await_ready(name)
 
     def run(self, *arguments: str) -> str:
@@ -218,6 +226,23 @@ class Product:
     def lose_state(self, name: str) -> None:
         """Delete the memory of an assembler that does not run: a lost disk."""
         shutil.rmtree(self.state_folder(name), ignore_errors=True)
+
+    def damage_state(self, name: str, chance: random.Random) -> Path | None:
+        """Turn over one bit in the memory of an assembler that does not run, as a bad disk does.
+
+        Returns:
+            The file, or None if there is no memory to damage.
+        """
+        files = sorted(file for file in self.state_folder(name).rglob("*") if file.suffix in DATA_SUFFIXES)
+        chance.shuffle(files)
+        for file in files:
+            data = bytearray(file.read_bytes())
+            # Behind what was written stands room that is reserved and says nothing.
+            if written := len(data.rstrip(b"\0")):
+                data[chance.randrange(written)] ^= 1 << chance.randrange(8)
+                file.write_bytes(data)
+                return file
+        return None
 
     def stop(self) -> None:
         """End everything cleanly; twice is harmless."""

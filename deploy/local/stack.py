@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -55,6 +55,7 @@ class Stack(Product):
         kafka_port: int | None = None,
         http_port: int | None = None,
         commands: Mapping[str, tuple[str, ...]] = COMMANDS,
+        guests: Collection[str] = (),
         settings: Mapping[str, str] | None = None,
     ) -> None:
         """Describe it; nothing happens before `start`.
@@ -66,9 +67,18 @@ class Stack(Product):
             kafka_port: of that node; None takes a free one.
             http_port: of the receiver; the same.
             commands: the processes of the product.
+            guests: those of them that `start` leaves to `launch`.
             settings: `DLR_*` settings beside its own.
         """
-        super().__init__(folder, "", detached=detached, http_port=http_port, commands=commands, settings=settings)
+        super().__init__(
+            folder,
+            "",
+            detached=detached,
+            http_port=http_port,
+            commands=commands,
+            guests=guests,
+            settings=settings,
+        )
         ports = () if kafka_port is None else (kafka_port,)
         self.kafka: KafkaService = kafka or LocalKafka(
             folder=folder / "kafka", ports=ports, heap_mib=KAFKA_HEAP_MIB, throughput=True, detached=detached
