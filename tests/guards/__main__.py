@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from deploy.local.cache import cache_dir
 from deploy.local.kafka import LocalKafka
 from tests.guards.guard import Guard, Removal
 
@@ -56,6 +57,7 @@ def run(folder: Path, tests: Sequence[str], bootstrap: str, timeout_s: float) ->
         **os.environ,
         "PYTHONPATH": str(folder),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "DLRFLOW_CACHE_DIR": str(cache_dir()),
         "COLUMNS": "300",  # or pytest cuts the reasons of its summary
         SHARED_KAFKA: bootstrap,
     }
