@@ -1,95 +1,103 @@
 """Reports through the assembler: rate and processor time, from a full topic to its end.
 
-    python -m tests.bench.assembler [--reports 500000] [--partitions 4] [--profile FILE]
+    python -m tests.bench.assembler [--messages 500000] [--partitions 4 1] [--keep]
 
-A node of our own, reports preloaded (30 % of the messages in two to four segments, 2 % repeats), then one assembler as
-a process of its own until the group has passed all of it. Its start and the join of the group are counted in.
+Reports preloaded (a tenth of the messages in two or three segments, 3 % repeats), then one assembler as a process of
+its own until it has counted all of them, and every result looked at; for each number of partitions on topics of its
+own. The start of the process and the join of the group are left out.
 """
+
+from __future__ import annotations
 
 import argparse
 import asyncio
 import os
-import random
-import signal
-import tempfile
-import time
+import shutil
+import sys
 from pathlib import Path
-
-import psutil
+from typing import Any, Final
 
 from deploy.local.kafka import LocalKafka
-from tests.assembling import Bench, Child
-from tests.oracle import Raw
+from deploy.local.processes import LocalServiceError
+from deploy.local.product import REPOSITORY
+from tests import measurement
+from tests.bench.group import Group, GroupError
+from tests.bench.planned import Sent, blocks
+from tests.bench.publishing import published
+from tests.bench.window_stages import ASSEMBLER, Books, assemble
+from tests.bench.window_truth import judge
 
-PUBLISH_AT_ONCE = 50_000
-LOOK_AGAIN_S = 0.5
-"""A look costs the measuring side some milliseconds on the cores that are measured."""
+FOLDER: Final = REPOSITORY / "var" / "bench-assembler"
+BROKER_HEAP_MIB: Final = 1024
+SEED: Final = 17
 
-
-def traffic(count: int, seed: int = 7) -> list[Raw]:
-    """Reports as a platform sends them."""
-    chance = random.Random(seed)
-    placed: list[tuple[float, Raw]] = []
-    number = 0
-    while len(placed) < count:
-        message_id = f"{chance.randbytes(16).hex()}_{number:08}"
-        total = 1 if chance.random() < 0.7 else chance.randint(2, 4)
-        status = "DELIVRD" if chance.random() < 0.95 else "UNDELIV"
-        begin = len(placed)
-        for sequence in range(1, total + 1):
-            report = {
-                "smsMsgId": message_id,
-                "total": total,
-                "sequence": sequence,
-                "status": status,
-                "source": 1,
-                "updateTime": "2026-11-23T09:30:27Z",
-                "orgCode": "000500",
-                "extend": "",
-                "to": f"+861350{number % 10**7:07}",
-            }
-            place = begin + (0 if sequence == 1 else chance.random() * 4000)
-            placed.append((place, report))
-            if chance.random() < 0.02:
-                placed.append((place + chance.random() * 100_000, report))
-        number += 1
-    placed.sort(key=lambda item: item[0])
-    return [report for _, report in placed[:count]]
+ABOUT: Final = """\
+{reports:,} reports of {messages:,} messages, {repeats:,} of them repeats, all in their topic before one assembler
+starts; its start and the join of the group are left out. Every result was looked at and is right."""
 
 
-async def measure(bootstrap: str, reports: int, partitions: int, folder: Path) -> None:
-    """Preload, run, print."""
-    bench = Bench(bootstrap, "bench.", partitions=partitions, state_dir=folder / "state", commit_interval_ms=200)
-    await bench.make_topics()
-    given = traffic(reports)
-    for start in range(0, len(given), PUBLISH_AT_ONCE):
-        await bench.publish(given[start : start + PUBLISH_AT_ONCE])
-    child = Child(bench, folder / "log")
-    started = time.perf_counter()
-    process = await child.start()
-    while await bench.lag():  # noqa: ASYNC110 - another process brings it about
-        await asyncio.sleep(LOOK_AGAIN_S)
-    wall_s = time.perf_counter() - started
-    used = psutil.Process(process.pid).cpu_times()
-    memory = psutil.Process(process.pid).memory_info().rss
-    await child.end(signal.SIGTERM)
-    cpu_s = used.user + used.system
-    print(  # noqa: T201 - the output of the program
-        f"{reports:,} reports, {partitions} partitions: {reports / wall_s:,.0f}/s over {wall_s:.1f} s, "
-        f"{cpu_s / reports * 1e6:.2f} CPU s per million ({cpu_s:.1f} s), {memory >> 20} MiB resident"
-    )
+def main() -> int:
+    """Run it, write the figures down, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.assembler", description=__doc__)
+    parser.add_argument("--messages", type=int, default=500_000)
+    parser.add_argument("--partitions", type=int, nargs="+", default=[4, 1])
+    parser.add_argument("--keep", action="store_true", help="write the figures to docs/measurements")
+    options = parser.parse_args()
+    where = measurement.circumstances()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir(parents=True)
+    try:
+        with LocalKafka(folder=FOLDER / "kafka", heap_mib=BROKER_HEAP_MIB, throughput=True) as kafka:
+            rounds = [
+                one_round(kafka, FOLDER / str(at), options.messages, partitions)
+                for at, partitions in enumerate(options.partitions)
+            ]
+    except (LocalServiceError, GroupError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    finally:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+    where["load_after"] = [round(load, 2) for load in os.getloadavg()]
+    figures = {"circumstances": where, "rounds": rounds}
+    path = measurement.write("assembler", markdown := told(figures), figures, keep=options.keep)
+    print(f"{markdown}\nwritten to {path}")  # noqa: T201
+    return 0
 
 
-def main() -> None:
-    """Read the arguments and measure."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--reports", type=int, default=500_000)
-    parser.add_argument("--partitions", type=int, default=4)
-    chosen = parser.parse_args()
-    os.environ.pop("DLR_LOG_LEVEL", None)
-    with LocalKafka(throughput=True, heap_mib=1024) as kafka, tempfile.TemporaryDirectory() as folder:
-        asyncio.run(measure(kafka.bootstrap, chosen.reports, chosen.partitions, Path(folder)))
+def one_round(kafka: LocalKafka, folder: Path, messages: int, partitions: int) -> dict[str, Any]:
+    """Fill topics of its own, and assemble.
+
+    Raises:
+        GroupError: a result is wrong, or the assembler did not get through.
+    """
+    group = Group(kafka, folder, [ASSEMBLER], partitions=partitions, prefix=f"{folder.name}.")
+    sent = Sent()
+    books = Books(messages, sent)
+    try:
+        asyncio.run(published(group.options, group.reports, partitions, blocks(messages, sent, seed=SEED)))
+        [point] = assemble(group, books, points=1, say=lambda _: None)
+    finally:
+        group.product.stop()
+    if findings := judge(group, books)["findings"]:
+        raise GroupError(f"results are wrong: {findings}")
+    return {"partitions": partitions, "messages": messages, "reports": sent.reports, "repeats": sent.repeats, **point}
+
+
+def told(figures: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    where, rounds = figures["circumstances"], figures["rounds"]
+    names = ("partitions", "reports_per_s", "cpu_s_per_million", "anonymous_mib")
+    parts = [
+        "# What one assembler carries",
+        f"{measurement.told(where)} After: {where['load_after'][0]}.",
+        ABOUT.format(**rounds[0]),
+        measurement.table(
+            ["partitions", "reports per second", "CPU s per million", "anonymous MiB"],
+            [[f"{each[name]:,}" for name in names] for each in rounds],
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
