@@ -123,7 +123,7 @@ class Bench:
             await admin.close()
 
     async def publish(self, reports: Iterable[Raw], *, timestamp_ms: int | None = None) -> None:
-        """Write reports as the forwarder does: value, key, partition by key, the present time unless another is given."""
+        """Write reports as the forwarder does: value, key, partition by key; `timestamp_ms` in place of now."""
         await self.publish_raw(
             (
                 (
@@ -165,9 +165,9 @@ class Bench:
         try:
             coordinator = await admin.find_coordinator(group)
             for answer in await admin.describe_consumer_groups([group], coordinator):
-                for _, _, _, _, _, members, *_ in answer.groups:
-                    for member_id, *_ in members:
-                        await admin._send_request(LeaveGroupRequest(group, member_id), coordinator)
+                members = answer.groups[0][5]
+                for member in members:
+                    await admin._send_request(LeaveGroupRequest(group, member[0]), coordinator)
         finally:
             await admin.close()
 
@@ -201,6 +201,20 @@ class Bench:
     async def results(self) -> list[dict[str, Any]]:
         """All results, decoded, partition by partition in order."""
         return [json.loads(record.value or b"") for record in await self.read(self.settings.results_topic)]
+
+    async def heard(self) -> dict[str, list[tuple[Raw, int] | None]]:
+        """The reports of every message as they stand in the input: in their order, each with its timestamp."""
+        heard: dict[str, list[tuple[Raw, int] | None]] = defaultdict(list)
+        for record in await self.read(self.settings.reports_topic):
+            heard[(record.key or b"").decode()].append((json.loads(record.value or b""), record.timestamp))
+        return heard
+
+    async def revisions(self) -> dict[str, list[bytes]]:
+        """The results of every message, byte for byte, in their order."""
+        revisions: dict[str, list[bytes]] = defaultdict(list)
+        for record in await self.read(self.settings.results_topic):
+            revisions[(record.key or b"").decode()].append(record.value or b"")
+        return revisions
 
     async def passed(self) -> int:
         """Offsets of the input that the group has passed."""
@@ -282,6 +296,11 @@ def last_of(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         free = {"schemaVersion", "revision", "reason", "firstReceivedAt", "lastReceivedAt"}
         last[message_id] = {name: value for name, value in result.items() if name not in free}
     return last
+
+
+def written(results: Iterable[Raw]) -> list[bytes]:
+    """Results as they stand in their topic (contract.md section 7): compact, unescaped."""
+    return [json.dumps(result, ensure_ascii=False, separators=(",", ":")).encode() for result in results]
 
 
 def assert_exact(results: Sequence[Mapping[str, Any]], reports: Iterable[Raw]) -> None:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.fetch import FetchRequest
 
 from consumers.engine.clock import CaughtUp, Watermark
 from consumers.engine.kafka import ReportsConsumer
-from tests.assembling import until
+from tests.assembling import Bench, until
 
 HOUR_S = 3600
 LOOKS = 4
@@ -45,6 +47,18 @@ class Wall:
         return self._real_ns() + self._ahead_ns
 
 
+async def let_stamps_be_ahead(bench: Bench) -> None:
+    """Have brokers, whose clock does not step, take what is stamped further ahead than the one hour that they allow."""
+    limit = {"message.timestamp.after.max.ms": str(1000 * 24 * HOUR_S * 1000)}
+    admin = AIOKafkaAdminClient(**bench.options)
+    await admin.start()
+    try:
+        for topic in (bench.settings.results_topic, bench.settings.dead_letters_topic):
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=limit)])
+    finally:
+        await admin.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """One look at whether a partition is caught up."""
@@ -54,11 +68,17 @@ class Look:
 
 
 class Looks:
-    """All looks at whether a partition is caught up. They follow each other quickly, also where nothing comes."""
+    """All looks at whether a partition is caught up. They follow each other quickly, also where nothing comes.
+
+    Attributes:
+        all: of them.
+        records_max: most records that come between two of them.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         """Watch them from now on."""
         self.all: list[Look] = []
+        self.records_max = 10_000
         judge, poll = CaughtUp.judge, ReportsConsumer.poll
 
         def judging(self_: CaughtUp, watermark: Watermark, **clocks: Any) -> bool:
@@ -67,7 +87,8 @@ class Looks:
             return verdict
 
         async def polling(self_: ReportsConsumer, partition: int, *, timeout_s: float, records_max: int) -> Any:
-            return await poll(self_, partition, timeout_s=min(timeout_s, QUICK_POLL_S), records_max=records_max)
+            timeout_s, records_max = min(timeout_s, QUICK_POLL_S), min(records_max, self.records_max)
+            return await poll(self_, partition, timeout_s=timeout_s, records_max=records_max)
 
         patch.setattr(CaughtUp, "judge", judging)
         patch.setattr(ReportsConsumer, "poll", polling)
@@ -112,6 +133,8 @@ class Line:
             if self._cut:
                 raise KafkaConnectionError("the line is cut")
             answer = await send(client, node, request, **options)
+            if self._cut:
+                raise KafkaConnectionError("the line was cut")
             if not self._open.is_set():
                 self._holding.set()
                 await self._open.wait()
@@ -120,7 +143,7 @@ class Line:
         patch.setattr(AIOKafkaClient, "send", sending)
 
     def cut(self) -> None:
-        """From now on every fetch fails before a broker has it."""
+        """From now on every fetch fails, also one that a broker is answering."""
         self._cut = True
 
     def mend(self) -> None:
