@@ -5,6 +5,9 @@ everything that stands in the partition has been applied: an outage, a backlog o
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from ingest.runtime.clock import Clock
 
 WATERMARK_AGE_MAX_S = 5.0
 """How old the answer may be that says where the partition ends."""
@@ -39,24 +42,46 @@ class PartitionClock:
         return self._now_ms
 
 
+class _Moment(NamedTuple):
+    """When an answer was read: by the wall as the client says, by the monotonic clock as we noticed it."""
+
+    wall_ms: int
+    monotonic_s: float
+
+    def recent(self, wall_ms: int, monotonic_s: float) -> bool:
+        """Whether it is within `WATERMARK_AGE_MAX_S` by both clocks; one in the future is not.
+
+        The wall may step, and the monotonic clock stands still while the machine is suspended.
+        """
+        age_ms = wall_ms - self.wall_ms
+        return 0 <= age_ms <= WATERMARK_AGE_MAX_S * 1000 and monotonic_s - self.monotonic_s <= WATERMARK_AGE_MAX_S
+
+
 class CaughtUp:
     """Decides whether everything that stood in the partition lately has been read."""
 
-    def __init__(self) -> None:
-        self._answered_ms: int | None = None
-        self._noticed_s = 0.0
+    def __init__(self, clock: Clock | None = None) -> None:
+        """Begin with the assignment, before anything is asked of a broker.
+
+        Args:
+            clock: tells the moment before which nothing was asked. Without it the first answer counts as asked for now.
+        """
+        self._before = None if clock is None else _Moment(clock.wall_ms(), clock.monotonic())
+        self._latest: _Moment | None = None
 
     def judge(self, watermark: Watermark, *, wall_ms: int, monotonic_s: float) -> bool:
-        """Whether the position is at a high watermark that a fetch answered within `WATERMARK_AGE_MAX_S`.
+        """Whether the position is at a high watermark that a broker stated within `WATERMARK_AGE_MAX_S`.
 
-        The answer carries wall time. It must be recent by the wall and, since the wall may step, also have been noticed
-        recently by the monotonic clock; an answer from the future does not count.
+        An answer carries the time at which it was read, not that at which a broker gave it: while the process is frozen
+        or the network stalls, it lies there, and says later what was true before. But a partition is asked again only
+        after an answer was read. So what the latest one says is no older than the one before it, and both must be
+        recent.
         """
         if watermark.answered_ms is None:
             return False
-        if watermark.answered_ms != self._answered_ms:
-            self._answered_ms = watermark.answered_ms
-            self._noticed_s = monotonic_s
-        age_ms = wall_ms - watermark.answered_ms
-        recent = 0 <= age_ms <= WATERMARK_AGE_MAX_S * 1000 and monotonic_s - self._noticed_s <= WATERMARK_AGE_MAX_S
+        if self._latest is None or watermark.answered_ms != self._latest.wall_ms:
+            self._before, self._latest = self._latest or self._before, _Moment(watermark.answered_ms, monotonic_s)
+        recent = self._latest.recent(wall_ms, monotonic_s) and (
+            self._before is None or self._before.recent(wall_ms, monotonic_s)
+        )
         return recent and watermark.position is not None and watermark.position == watermark.high
