@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ class Raw(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[bytes, bytes | None]] = ()
-    timestamp_ms: int = 1_700_000_000_000
+    timestamp_ms: int | None = None
+    """Now, if None: brokers delete what is older than the retention."""
 
 
 class _Name(str):
@@ -52,10 +54,12 @@ def a_batch(records: Sequence[Raw], *, codec: str = "none", producer: tuple[int,
         codec: that compresses it.
         producer: id, epoch and first sequence number; a real id makes the batch a transactional one.
     """
+    now_ms = int(time.time() * 1000)
     builder = BatchBuilder(2, CODECS[codec], producer[0] >= 0, *producer, BATCH_BYTES_MAX)
     for number, record in enumerate(records):
         headers = [(_Name.of(name), value) for name, value in record.headers]
-        builder.append(number, record.timestamp_ms, record.key, record.value, headers)
+        when_ms = now_ms if record.timestamp_ms is None else record.timestamp_ms
+        builder.append(number, when_ms, record.key, record.value, headers)
     return bytes(builder.build())
 
 

@@ -16,12 +16,13 @@ record: length | attributes i8 | timestamp delta | offset delta | key | value | 
 
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import google_crc32c
 
 Decompress = Callable[[bytes], bytes]
-Headers = Sequence[tuple[str, bytes | None]]
+Headers = Sequence[tuple[str, Any]]
+"""Names and values; a value is bytes, or None."""
 
 _PREFIX = struct.Struct(">qi")
 _HEADER = struct.Struct(">qiibIhiqqqhii")
@@ -72,7 +73,7 @@ class _Batch(NamedTuple):
     first_timestamp: int
     last_timestamp: int
     producer_id: int
-    count: int
+    size: int
     body: bytes
 
 
@@ -146,7 +147,7 @@ def _records(batch: _Batch, partition: int, codecs: Mapping[int, Decompress]) ->
 
 def _decode(batch: _Batch, body: bytes, partition: int) -> Iterator[RawRecord]:
     reader = _Reader(body)
-    for _ in range(batch.count):
+    for _ in range(batch.size):
         end = reader.varint() + reader.at
         reader.skip(1)
         timestamp = batch.first_timestamp + reader.varint()

@@ -17,6 +17,7 @@ import structlog
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from consumers import results
 from consumers.commands.ledgers import local_ledgers
 from consumers.commands.sink import serve as serve_sink
 from consumers.engine import cycle, kafka_results
@@ -334,7 +335,7 @@ def _event(logs: Sequence[Any], event: str) -> Any:
 
 def _fail_on(patch: pytest.MonkeyPatch, message_id: str) -> None:
     """Break the joining of reports for one message."""
-    step = cycle.step
+    step = results.step
 
     def failing(state: Any, report: Any, *times: int) -> Any:
         if report.message_id == message_id:
@@ -370,12 +371,12 @@ def _lags_by(bench: Bench, count: int) -> Condition:
 
 def _says(child: Child, event: str, *, times: int = 1) -> Condition:
     async def says() -> bool:
-        return sum(line["event"] == event for line in child.lines()) >= times
+        return len([line for line in child.lines() if line["event"] == event]) >= times
 
     return says
 
 
-async def _two_lives(bench: Bench) -> Sequence[Mapping[str, Any]]:
+async def _two_lives(bench: Bench) -> list[dict[str, Any]]:
     """Assemble all there is, twice, the second time without anything of it; one more report each time, returned."""
     after = [a_report("first life"), a_report("second life")]
     for report in after:
