@@ -23,6 +23,7 @@ LOOKS = 4
 """After so many further looks what the first of them led to is committed."""
 
 QUICK_POLL_S = 0.02
+HOLD_MAX_S = 10.0
 
 
 class Wall:
@@ -97,6 +98,10 @@ class Looks:
         """Wait until the partition was found caught up anew, and what that led to is committed."""
         await self._further(lambda look: look.caught_up, watched)
 
+    async def any(self, watched: "asyncio.Task[None]") -> None:
+        """Wait until it was looked at anew, whatever came of it."""
+        await self._further(lambda _: True, watched)
+
     async def behind(self, watched: "asyncio.Task[None]") -> None:
         """Wait until it was looked at anew and not found caught up."""
         await self._further(lambda look: not look.caught_up, watched)
@@ -122,8 +127,7 @@ class Line:
         """
         self._topic = topic
         self._cut = False
-        self._open = asyncio.Event()
-        self._open.set()
+        self._gate: asyncio.Event | None = None
         self._holding = asyncio.Event()
         send = AIOKafkaClient.send
 
@@ -135,9 +139,10 @@ class Line:
             answer = await send(client, node, request, **options)
             if self._cut:
                 raise KafkaConnectionError("the line was cut")
-            if not self._open.is_set():
+            gate = self._gate
+            if gate is not None:
                 self._holding.set()
-                await self._open.wait()
+                await gate.wait()
             return answer
 
         patch.setattr(AIOKafkaClient, "send", sending)
@@ -149,11 +154,19 @@ class Line:
     def mend(self) -> None:
         """Let everything pass again."""
         self._cut = False
-        self._open.set()
+        if self._gate is not None:
+            self._gate.set()
+            self._gate = None
 
     async def hold(self) -> None:
         """Keep answers back; returns once a broker has given one that lies there unread."""
         self._holding.clear()
-        self._open.clear()
-        async with asyncio.timeout(10):
+        self._gate = asyncio.Event()
+        async with asyncio.timeout(HOLD_MAX_S):
             await self._holding.wait()
+
+    def let_one_pass(self) -> None:
+        """Hand out the answer that lies there; those after it are still kept back."""
+        gate, self._gate = self._gate, asyncio.Event()
+        if gate is not None:
+            gate.set()
