@@ -515,8 +515,8 @@ async def test_the_deadline_cursor_survives_restarts(
 
 @pytest.mark.parametrize(
     ("step", "lose_disk"),
-    [(Step.WHOLE, False), (Step.WHOLE, True), (Step.COMMITTED, True)],
-    ids=["before-the-commit", "before-the-commit-state-lost", "after-the-commit-state-lost"],
+    [(Step.WHOLE, True), (Step.COMMITTED, False), (Step.COMMITTED, True)],
+    ids=["before-the-commit-state-lost", "after-the-commit-state-kept", "after-the-commit-state-lost"],
 )
 async def test_timeouts_cut_short_by_a_restart_go_on_where_they_were(
     kafka_bootstrap: str,
@@ -554,7 +554,7 @@ async def test_timeouts_cut_short_by_a_restart_go_on_where_they_were(
     assert told(await bench.results()) == timed_out(*names)
 
 
-@pytest.mark.parametrize("step", [Step.WHOLE, Step.ENDED], ids=["before-the-commit", "after-the-commit"])
+@pytest.mark.parametrize("step", [Step.WHOLE, Step.COMMITTED], ids=["before-the-commit", "after-the-commit"])
 async def test_timeouts_in_doubt_happen_once(
     kafka_bootstrap: str, topic_prefix: str, tmp_path: Path, wall: Wall, monkeypatch: pytest.MonkeyPatch, *, step: Step
 ) -> None:
