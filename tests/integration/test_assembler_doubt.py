@@ -9,8 +9,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError
 
 from consumers.commands.ledgers import local_ledgers
-from consumers.engine import kafka
+from consumers.engine import deciding, kafka
 from tests.assembling import Bench, a_report, assert_exact, some_reports, until
+from tests.oracle import Raw
 
 
 class FaultyProducer(AIOKafkaProducer):  # type: ignore[misc]
@@ -85,7 +86,7 @@ async def test_a_doubt_in_a_backlog_takes_along_what_was_prepared_on_it(
     """Cycles follow each other without a pause and build on each other: none outlives one before it that failed."""
     bench = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path, partitions=1)
     await bench.make_topics()
-    reports = some_reports(9_000)
+    reports = _a_backlog()
     await bench.publish(reports)
     faulty.faults[fault] = {1, 3, 4, 8}
 
@@ -94,6 +95,44 @@ async def test_a_doubt_in_a_backlog_takes_along_what_was_prepared_on_it(
 
     assert faulty.calls[fault] > 4
     assert_exact(await bench.results(), reports)
+
+
+async def test_a_backlog_is_joined_over_cycles_that_overlap(
+    kafka_bootstrap: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """A cycle that is prepared while the last one commits goes on from what that one has written."""
+    bench = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path, partitions=1)
+    await bench.make_topics()
+    reports = _a_backlog()
+    await bench.publish(reports)
+
+    async with bench.assembling(local_ledgers(bench.settings)) as running:
+        await bench.until_done(running)
+
+    assert_exact(await bench.results(), reports)
+
+
+async def test_records_in_hand_are_not_taken_twice(
+    kafka_bootstrap: str,
+    topic_prefix: str,
+    tmp_path: Path,
+    faulty: type[FaultyProducer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that a cycle left for the next one are read again after a doubt, and so must be forgotten before."""
+    monkeypatch.setattr(deciding, "CHUNK_RECORDS", 20)
+    monkeypatch.setattr(deciding, "CYCLE_BYTES_MAX", 100)
+    bench = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path, partitions=1)
+    await bench.make_topics()
+    keys = [b"%03d" % number for number in range(200)]
+    await bench.publish_raw((0, key, b"not json") for key in keys)
+    faulty.faults["lost before commit"] = {2, 4}
+
+    async with bench.assembling(local_ledgers(bench.settings)) as running:
+        await bench.until_done(running)
+
+    assert faulty.calls["lost before commit"] > 4
+    assert [letter.key for letter in sorted(await bench.dead_letters(), key=_offset)] == keys
 
 
 async def test_a_doubtful_timeout_happens_once(
@@ -190,6 +229,11 @@ class PickyProducer(AIOKafkaProducer):  # type: ignore[misc]
         if topic.endswith("results") and b"huge" in batch.keys:
             raise MessageSizeTooLargeError
         return await super().send_batch(batch, topic, partition=partition)
+
+
+def _a_backlog() -> list[Raw]:
+    """More than a few cycles, in which parts of one message stand in one cycle and in the next."""
+    return [report for first in range(0, 10_000, 2_000) for report in some_reports(2_000, first=first)]
 
 
 def _struck(faulty: type[FaultyProducer], times: int) -> Any:
