@@ -86,7 +86,7 @@ async def _read_past(options: Any, place: TopicPartition, offset: int, failure: 
         raise TimeoutError(f"brokers hand out nothing of {place.topic}, partition {place.partition} at {offset}")
     raise UnreadableError(
         f"the batch at offset {offset} of {place.topic}, partition {place.partition}, is damaged on its broker: "
-        f"{stretch.damage}"
+        f"{stretch.damage}; bring a whole replica back, or delete the records up to its end and accept their loss"
     ) from stretch.damage
 
 
