@@ -4,7 +4,7 @@ What stands in the folder of a partition:
 
 ```text
 lock              held by whoever uses the folder (flock)
-manifest.json     format version, and whose state this is
+manifest.json     format version, and whose state this is, with a checksum
 journal-N-S.log   committed changelog records as they came, a frame each (`ingest.runtime.logfile`), its sequence the
                   changelog offset; N rises by one with each generation of the partition clock, S salts the checksums
 run-A-B.idx       sorted (digest, place in the journal, waiting bit), with a Bloom filter; covers the seals A to B
@@ -19,5 +19,10 @@ Invariants:
    restores what was there.
 4. A place in the journal is a number that rises with the changelog. Of two entries of one digest the greater place
    counts, and generations go in order, so whatever points below the first one left is forgotten.
-5. A run that points past the end of the journal, or into a file that was made anew, is not used.
+5. A run goes on where the one before it ends. One that points past the end of the journal, or into a file that was made
+   anew, is not used; nor is one that follows on a missing run.
+6. No byte is believed unchecked. An entry that is read by its place has a checksum of its own (`changelog`); what is
+   walked over, for deadlines or to make runs again, is checked frame by frame; a run is read and checked whole when it
+   is opened, since nothing would show that a digest in it is hidden, and once more while it is merged. A bad run is made
+   again from the journal, anything else that is bad is damage (3), found at start or later.
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from consumers.entry import Cursor, Entry, LedgerDamagedError, LedgerFormatError, Position
-from consumers.ledger.changelog import HEADER_BYTES, RECORD_MAX_BYTES, ROW_BYTES, decode_record, encode_cycle
+from consumers.ledger.changelog import FOLD, HEADER_BYTES, RECORD_MAX_BYTES, ROW_BYTES, decode_record, encode_cycle
 
 POSITION = Position(7, 1234, 1_795_428_000_123, Cursor(88, 3))
 VECTOR = Path(__file__).parents[1] / "data" / "changelog_v1.json"
@@ -110,6 +110,29 @@ def test_what_cannot_be_written_is_refused(entry: Entry) -> None:
     """A digest of another length and a time out of range are faults of the caller."""
     with pytest.raises(ValueError, match=r"digest|seen_at_ms"):
         encode_cycle([an_entry(2), entry], POSITION)
+
+
+@pytest.mark.parametrize("mask", [1, 0x80, 0xFF])
+def test_any_changed_byte_of_an_entry_is_noticed(mask: int) -> None:
+    """Digest, times, flags, place and length of the payload, the payload, the check: no byte of them goes unseen."""
+    entries = [an_entry(1, b""), an_entry(2, waiting=False), an_entry(0x1234, bytes(9))]
+    [record] = encode_cycle(entries, POSITION)
+
+    for at in range(HEADER_BYTES, len(record)):
+        changed = record[:at] + bytes([record[at] ^ mask]) + record[at + 1 :]
+        if 24 <= at - HEADER_BYTES < 28:  # where the empty payload begins: nothing is read from there
+            continue
+        with pytest.raises(LedgerDamagedError):
+            decode_record(changed)
+
+
+def test_every_changed_byte_moves_the_start_of_the_check() -> None:
+    """The multipliers are chosen so that no difference of one byte stays below the half that is kept."""
+    for multiplier in FOLD:
+        for shift in range(0, 64, 8):
+            for difference in range(1, 256):
+                moved = (difference << shift) * multiplier % 2**64
+                assert 2**32 <= moved <= 2**64 - 2**32
 
 
 def test_newer_version_is_named() -> None:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from consumers.entry import LedgerDamagedError
 from consumers.ledger import bloom
 from consumers.ledger.bloom import keys_of
 from consumers.ledger.index import Index
 from consumers.ledger.levels import FROZEN_MAX
 from consumers.ledger.places import Words
+from consumers.ledger.runfile import open_run, unfinished_name, write_run
 from consumers.ledger.runs import NOTHING, RUNS_MAX, Covered, Reach, Run, Span, choose, combine, in_memory, merge
 from consumers.ledger.table import Columns, Table
 from ingest.runtime.files import RealFileSystem
@@ -210,6 +212,60 @@ def test_run_that_cannot_be_used_takes_the_newer_ones_with_it(
     assert again.find(*digests(100, 0)).all()
     assert not again.find(*digests(100, 4)).any()
     again.close()
+
+
+def test_any_changed_byte_of_a_run_and_any_cut_is_noticed(tmp_path: Path) -> None:
+    """Header, filter, digests and places: a run is what was written, or none."""
+    path = tmp_path / unfinished_name("1")
+    write_run(RealFileSystem(), path, iter([combine([columns(12)], 0)]), A_REACH, 12)
+    data = path.read_bytes()
+    assert len(open_run(path)) == 12
+
+    for at in range(len(data)):
+        for changed in (data[:at], data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]):
+            path.write_bytes(changed)
+            with pytest.raises(LedgerDamagedError):
+                open_run(path)
+
+
+def test_oldest_run_that_is_missing_takes_the_newer_ones_with_it(
+    index: Index, tmp_path: Path, worker: Executor
+) -> None:
+    """Nothing but forgetting explains that the first run goes on from somewhere: without it all is made again."""
+    for number in range(3):
+        fill(index, SEAL, number, first_place=2 + 1000 * number, step=SEAL, to=number + 1)
+    index.settle()
+    index.close()
+    min(tmp_path.glob("run-*.idx")).unlink()
+
+    again = Index(RealFileSystem(), tmp_path, worker, seal_entries=SEAL)
+    with capture_logs() as logs:
+        covered = again.recover(lambda _: True, 0)
+
+    assert covered == NOTHING
+    assert not list(tmp_path.iterdir())
+    assert [log["why"] for log in logs] == ["a run is missing before run-0000000002-0000000002.idx"]
+    again.close()
+
+
+def test_run_that_changes_under_an_open_index_is_noticed_by_its_merge(index: Index, tmp_path: Path) -> None:
+    """A merge reads all of a run: what it does not vouch for any more is said, and no answer is taken from it."""
+    fill(index, 3 * SEAL, step=SEAL)
+    index.settle()
+    path = min(tmp_path.glob("run-*.idx"))
+    data = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(len(data) - 5)
+        file.write(bytes([data[-5] ^ 4]))
+
+    fill(index, 2 * SEAL, seed=2, first_place=10_000, step=SEAL)
+    with pytest.raises(LedgerDamagedError, match="any more"):
+        index.settle()
+
+    assert index.damage is not None
+    index.discard()
+    assert index.damage is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_forgotten_places_are_unknown_and_their_runs_are_removed(index: Index, tmp_path: Path) -> None:

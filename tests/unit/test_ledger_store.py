@@ -190,6 +190,59 @@ def test_state_of_another_cluster_is_discarded(manifest: str, make: MakeStore, t
     after.close()
 
 
+def test_any_changed_byte_of_a_manifest_costs_a_restore_at_most(make: MakeStore, tmp_path: Path) -> None:
+    """It never passes for a newer format, another number of partitions or another cluster, which stop the start."""
+    make().open(1).close()
+    path = folder_of(tmp_path) / "manifest.json"
+    written = path.read_bytes()
+
+    for at, byte in enumerate(written):
+        path.write_bytes(written[:at] + bytes([byte ^ 1 << at % 8]) + written[at + 1 :])
+        with capture_logs():
+            make().open(1).close()
+        assert json.loads(path.read_bytes()) == json.loads(written)
+
+
+@pytest.mark.parametrize("file", ["journal", "manifest"])
+def test_bytes_that_the_device_has_lost_are_damage(file: str, make: MakeStore, tmp_path: Path) -> None:
+    """A bad sector is restored from the changelog elsewhere; it does not stop the partition for ever."""
+    ledger = make().open(1)
+    changelog = [write(ledger, cycle, clock_ms=cycle * 400) for cycle in range(1, 10)]
+    ledger.close()
+    fs = FaultyFileSystem(RealFileSystem())
+    path = journals(tmp_path)[0] if file == "journal" else folder_of(tmp_path) / "manifest.json"
+    fs.unreadable.add((path, path.stat().st_size - 1))
+
+    with capture_logs() as logs:
+        after = make(fs=fs).open(1)
+
+    assert after.position is None
+    assert any("restored from the changelog" in log["event"] for log in logs)
+    after.apply(changelog)
+    assert known(after, 1, 9) == [b"1", b"9"]
+    after.close()
+
+
+def test_disk_that_does_not_serve_is_no_damage(make: MakeStore) -> None:
+    """What may pass is told and keeps the state."""
+    ledger = make().open(1)
+    write(ledger, 1)
+    ledger.close()
+    fs = FaultyFileSystem(RealFileSystem())
+
+    def refuse(name: str, path: Path) -> None:
+        if name == "open" and path.name.startswith("journal"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    fs.plan = refuse
+    with pytest.raises(OSError, match="Too many open files"):
+        make(fs=fs).open(1)
+
+    after = make().open(1)
+    assert known(after, 1) == [b"1"]
+    after.close()
+
+
 def test_cluster_that_becomes_known_is_noted(make: MakeStore, tmp_path: Path) -> None:
     """State that was made before the cluster id was known is kept, and the id with it."""
     ledger = make(Identity(group="g/1", topic="sms.status-reports", partitions=3)).open(1)
