@@ -111,7 +111,7 @@ def _rows(books: Books) -> list[tuple[str, object]]:
         ("dead letters", f"{found['dead_letters']:,}"),
         *((name, f"**{found[name]:,}**") for name in ("lost", "wrong", "repeated", "pending")),
         ("processes that SIGTERM met before they had begun", books.before_begun),
-        ("tracebacks in logs", books.tracebacks or 0),
+        *((f"tracebacks in logs, {said}", number) for said, number in sorted(books.tracebacks.items())),
         ("processes that ended by themselves or wrongly", len(books.ended)),
         ("gave up waiting for Kafka at their start, as they may", books.gave_up),
     ]

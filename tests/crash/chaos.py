@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from random import Random
@@ -157,8 +157,9 @@ class Chaos:
             else:
                 self._book(f"{name} did not end within {STOP_TIMEOUT_S:.0f} s after SIGTERM")
         for name in product.commands:
-            if product.log(name).exists() and (found := product.log(name).read_text().count(TRACEBACK)):
-                self.books.tracebacks[name] = found
+            if product.log(name).exists():
+                for said in _tracebacks(product.log(name).read_text()):
+                    self.books.add(self.books.tracebacks, said)
 
     def _wait(self, *, until: Callable[[], bool], loaded: bool = True, most_s: float = float("inf")) -> None:
         """Let time pass: undo what is due, keep the load up, watch the processes."""
@@ -374,3 +375,11 @@ class Chaos:
 def _booked(fault: Fault) -> str:
     who = "an assembler" if fault.target in MEMBERS else f"the {fault.target}"
     return f"{fault.kind}: {who}"
+
+
+def _tracebacks(log: str) -> Iterator[str]:
+    """Who logged a traceback and with which words, or that nobody logged it."""
+    for line in log.splitlines():
+        if TRACEBACK in line:
+            said = json.loads(line) if line.startswith("{") else {"logger": "nobody", "event": "standard error"}
+            yield f"{said['logger']}: {said['event']}"

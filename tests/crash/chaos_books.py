@@ -20,7 +20,7 @@ class Books:
         statuses: how processes ended, by what was done to them, with numbers.
         gave_up: processes that ended with status 3 while Kafka was away at their start, as they may.
         before_begun: processes that SIGTERM met while Python was still starting them: nothing is installed then.
-        tracebacks: number in the log of each process that has any.
+        tracebacks: number in all logs, by who logged them and with which words.
         unaccounted_most: the greatest distance of the receiver's accounts from balance, at any look.
         looks: at the receiver's accounts.
         sent: summaries of the traffic.

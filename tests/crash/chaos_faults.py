@@ -127,8 +127,8 @@ OF_MEMBERS: Final = (
 )
 
 OF_BROKERS: Final = (
-    *_each(Kind.KILL, BROKER, BROKER),
-    *_each(Kind.FREEZE, BROKER, BROKER),
+    *_each(Kind.KILL, BROKER),
+    *_each(Kind.FREEZE, BROKER),
     # A changelog is read from its beginning while brokers that have it are away.
     *(
         (Step(kind, BROKER, (6.0, 10.0)), Step(Kind.LOSE_STATE, member, (0.1, 1.0)))
@@ -180,7 +180,7 @@ def _hold_s(chance: Random, deck: Deck, step: Step) -> float:
     if step.kind.hunts:
         return past_session_s
     if step.kind is Kind.FREEZE:
-        return past_session_s if step.target in {*MEMBERS, SINK} else chance.uniform(1, 20)
+        return past_session_s if step.target in {*MEMBERS, SINK} else chance.uniform(1, 2 * deck.session_s)
     if step.target == BROKER:
         return chance.uniform(0, 6)
     if step.target in MEMBERS and chance.random() < PAST_SESSION_SHARE:

@@ -99,10 +99,10 @@ def _usable_key(record: Record, partitions: int) -> bytes | None:
         raw = json.loads(record.value or b"")
     except ValueError:
         return None
-    if not usable(raw) or raw["smsMsgId"].encode() != record.key:
+    if not usable(raw):
         return None
-    key: bytes = record.key
-    return key if partition_of(key, partitions) == record.partition else None
+    key: bytes = raw["smsMsgId"].encode()
+    return key if key == record.key and partition_of(key, partitions) == record.partition else None
 
 
 def _judge_message(verdict: Verdict, name: str, records: Sequence[Heard], chain: Sequence[bytes]) -> None:

@@ -15,5 +15,5 @@ SESSION_S: Final = 2.5
 """Five heartbeats."""
 
 if __name__ == "__main__":
-    kafka.SESSION_TIMEOUT_MS = int(SESSION_S * 1000)  # type: ignore[misc]
+    kafka.SESSION_TIMEOUT_MS = int(SESSION_S * 1000)
     runpy.run_module("consumers", run_name="__main__", alter_sys=True)
