@@ -21,8 +21,8 @@ Invariants:
    counts, and generations go in order, so whatever points below the first one left is forgotten.
 5. A run goes on where the one before it ends. One that points past the end of the journal, or into a file that was made
    anew, is not used; nor is one that follows on a missing run.
-6. No byte is believed unchecked. An entry that is read by its place has a checksum of its own (`changelog`); what is
-   walked over, for deadlines or to make runs again, is checked frame by frame; a run is read and checked whole when it
-   is opened, since nothing would show that a digest in it is hidden, and once more while it is merged. A bad run is made
-   again from the journal, anything else that is bad is damage (3), found at start or later.
+6. No byte is believed unchecked. An entry that is read by its place has a checksum of its own (`changelog`). What is
+   walked over, for deadlines or to make runs again, is checked frame by frame. A run is read and checked whole when it
+   is opened, since nothing would show that a digest in it is hidden, and once more while it is merged. A bad run is
+   made again from the journal; anything else that is bad is damage (3), found at start or later.
 """

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
@@ -385,6 +386,21 @@ def test_index_behind_the_journal_is_damage(make: MakeStore, monkeypatch: pytest
     ledger.apply(applied)
     write(ledger, 2)
     assert known(ledger, 1, 2) == [b"1", b"2"]
+    ledger.close()
+
+
+@pytest.mark.parametrize("wrong", [1, 2], ids=["another time", "another row"])
+def test_index_that_points_at_another_entry_is_damage(
+    wrong: int, make: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands at a place must be what the index says: of this message, and waiting or not."""
+    ledger = make().open(1)
+    write(ledger, 1)
+    find = Index.find
+    monkeypatch.setattr(Index, "find", lambda *args: find(*args) ^ np.uint64(wrong))
+
+    with pytest.raises(LedgerDamagedError):
+        known(ledger, 1)
     ledger.close()
 
 
