@@ -107,6 +107,7 @@ class Steady:
         self._due: dict[bytes, tuple[int, float]] = {}
         self._producer = AIOKafkaProducer(**options, acks="all", enable_idempotence=True)
         self._sending: asyncio.Task[None] | None = None
+        self._stopping = False
 
     async def __aenter__(self) -> Self:
         await self._producer.start()
@@ -119,11 +120,10 @@ class Steady:
 
     async def stop(self) -> None:
         """Send nothing more; raises what sending failed with. Twice is harmless."""
+        # Not cancelled: what is booked as due must be sent.
+        self._stopping = True
         if self._sending is not None:
-            sending, self._sending = self._sending, None
-            sending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sending
+            await self._sending
             await self._producer.flush()
 
     def missing(self, watch: Watch, before_s: float) -> int:
@@ -144,7 +144,7 @@ class Steady:
 
     async def _send(self) -> None:
         began, count = time.monotonic(), 0
-        while True:
+        while not self._stopping:
             for _ in range(count, int((time.monotonic() - began) * self._rate)):
                 partition, name, value = next(self._source)
                 self._due[name] = partition, began + count / self._rate
