@@ -63,8 +63,10 @@ class Watch:
             now = time.monotonic()
             for records in fetched.values():
                 for record in records:
-                    if self.came.setdefault(record.key, now) is not now:
+                    if record.key in self.came:
                         self.again.append(record.key)
+                    else:
+                        self.came[record.key] = now
 
 
 class Delivery(NamedTuple):
