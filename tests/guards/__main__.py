@@ -89,6 +89,10 @@ def verdict(folder: Path, test: str, bootstrap: str) -> tuple[str, str]:
     if status == ENDED_WITH_FAILURES and re.search(r"^\d+ failed", said, re.MULTILINE):
         why = re.search(r"^FAILED .* - (.*)$", said, re.MULTILINE)
         return FAILS, why[1] if why else ""
+    if status == ENDED_WITH_FAILURES and (
+        left := re.search(r"PytestUnraisableExceptionWarning: (.*)$", said, re.MULTILINE)
+    ):
+        return FAILS, left[1]
     return f"did not run (status {status})", (said.strip().splitlines() or [""])[-1]
 
 
