@@ -262,7 +262,7 @@ def test_run_that_changes_under_an_open_index_is_noticed_by_its_merge(index: Ind
     with pytest.raises(LedgerDamagedError, match="any more"):
         index.settle()
 
-    assert index.damage is not None
+    assert "any more" in str(index.damage)
     index.discard()
     assert index.damage is None
     assert not list(tmp_path.iterdir())
