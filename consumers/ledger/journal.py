@@ -235,7 +235,7 @@ class Journal:
         for generation in reversed(self._found()):
             self._last_number = max(self._last_number, generation.number)
             self._fs.unlink(generation.path)
-        self._fs.sync_dir(self._folder)
+            self._fs.sync_dir(self._folder)  # or a power cut may take the oldest name and leave newer ones
         self.generations = []
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from tests.remembering import History, a_store, history_of, live, must_be, read_
 CYCLES_BEFORE, CYCLES = 20, 34
 """So many are on the device before the first call that may fail; later a generation goes, and runs are merged."""
 
+DISCARD_CALLS = 16
 CALLS_LEAST = 60
 """Calls to the disk that were tried."""
 
@@ -132,3 +133,27 @@ def test_disk_that_fails_from_any_call_on_costs_no_answer(tmp_path: Path, histor
         if finished:
             break
     assert number > CALLS_LEAST
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_power_cut_while_discarding_leaves_no_stretch_without_its_beginning(when: str, tmp_path: Path) -> None:
+    """Names may vanish in any order until they are synced: never the oldest generation before the newer ones."""
+    history = history_of(CYCLES_BEFORE)  # none of it may be forgotten yet
+    for number, chance in itertools.product(range(DISCARD_CALLS), range(8)):
+        (root := tmp_path / f"{number}-{chance}").mkdir()
+        machine = Machine(root, history)
+        ledger = machine.open()
+        plan = at_call(number, PowerCutError)
+        machine.fs.plan, machine.fs.later = (plan, None) if when == "before" else (None, plan)
+        with contextlib.suppress(PowerCutError):
+            ledger.discard()
+        machine.fs.plan = machine.fs.later = None
+        machine.end()
+        machine.disk.power_cut(random.Random(chance))
+
+        with capture_logs():
+            ledger = machine.open()
+
+        read_on(ledger, history)
+        must_be(ledger, history)
+        machine.end()
