@@ -382,4 +382,4 @@ def _tracebacks(log: str) -> Iterator[str]:
     for line in log.splitlines():
         if TRACEBACK in line:
             said = json.loads(line) if line.startswith("{") else {"logger": "nobody", "event": "standard error"}
-            yield f"{said['logger']}: {said['event']}"
+            yield f"{said['logger']}: {said['event'].splitlines()[0]}"

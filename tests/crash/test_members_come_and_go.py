@@ -21,6 +21,7 @@ SOME_OF_ALL = (
     (Step(Kind.FREEZE, TWO),),
     (Step(Kind.LOSE_STATE, ONE, (0.1, 0.5)), Step(Kind.KILL, BROKER, (1.0, 2.0))),
     (Step(Kind.TERMINATE, TWO, (0.1, 0.5)),),
+    (Step(Kind.DAMAGE_STATE, ONE, (0.1, 0.5)),),
 )
 FEW = dataclasses.replace(
     ONLY_ASSEMBLERS,
@@ -28,7 +29,7 @@ FEW = dataclasses.replace(
     load=dataclasses.replace(ONLY_ASSEMBLERS.load, rate=400),
     partitions=4,
 )
-FAULTS = 8
+FAULTS = 9
 
 
 def test_a_group_that_changes_all_the_time_stays_exact(
