@@ -23,6 +23,7 @@ from consumers.commands.ledgers import local_ledgers
 from consumers.engine.metrics import RESTORED
 from consumers.entry import Cursor, LedgerFormatError, Position
 from consumers.ledger.changelog import VERSION, encode_cycle
+from consumers.ledger.store import encode_manifest
 from ingest.runtime.errors import FoundError, UsageError
 from ingest.runtime.files import RealFileSystem
 from tests.assembling import Bench, Child, Condition, a_report, assert_exact, some_reports, until
@@ -375,15 +376,16 @@ async def test_a_newer_format_ends_it(kafka_bootstrap: str, topic_prefix: str, t
     await _assembled(bench, reports)
     folder = folder_of(bench, 0)
     manifest = folder / "manifest.json"
-    told = manifest.read_text()
-    manifest.write_text(json.dumps({**json.loads(told), "format": 99}))
+    told = manifest.read_bytes()
+    newer = {name: value for name, value in json.loads(told).items() if name != "crc32c"} | {"format": 99}
+    manifest.write_bytes(encode_manifest(newer))
     before = _files(folder)
 
     with pytest.raises(LedgerFormatError, match=r"has format 99.*reads up to 1.*go back") as found:
         await _assembled(bench, [])
     assert found.value.status == 2
     assert _files(folder) == before
-    manifest.write_text(told)
+    manifest.write_bytes(told)
     await _write_newer_cycle(bench)
     before = _files(folder)
     child = Child(bench, tmp_path / "log")
