@@ -60,13 +60,13 @@ class _Moment(NamedTuple):
 class CaughtUp:
     """Decides whether everything that stood in the partition lately has been read."""
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock) -> None:
         """Begin with the assignment, before anything is asked of a broker.
 
         Args:
-            clock: tells the moment before which nothing was asked. Without it the first answer counts as asked for now.
+            clock: tells the moment before which nothing was asked.
         """
-        self._before = None if clock is None else _Moment(clock.wall_ms(), clock.monotonic())
+        self._before = _Moment(clock.wall_ms(), clock.monotonic())
         self._latest: _Moment | None = None
 
     def judge(self, watermark: Watermark, *, wall_ms: int, monotonic_s: float) -> bool:
@@ -81,7 +81,5 @@ class CaughtUp:
             return False
         if self._latest is None or watermark.answered_ms != self._latest.wall_ms:
             self._before, self._latest = self._latest or self._before, _Moment(watermark.answered_ms, monotonic_s)
-        recent = self._latest.recent(wall_ms, monotonic_s) and (
-            self._before is None or self._before.recent(wall_ms, monotonic_s)
-        )
+        recent = self._latest.recent(wall_ms, monotonic_s) and self._before.recent(wall_ms, monotonic_s)
         return recent and watermark.position is not None and watermark.position == watermark.high

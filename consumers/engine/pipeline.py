@@ -109,7 +109,7 @@ class Pipeline:
         self._breaker = Breaker()
         self._position = Position(0, 0, 0, Cursor())
         self._clock = PartitionClock()
-        self._caught_up = CaughtUp()
+        self._caught_up = CaughtUp(clock)
         self._next_at_s = 0.0
         self._carry: Sequence[InputRecord] = ()
         self._looked_alone = False

@@ -49,7 +49,7 @@ def test_caught_up_is_a_recent_answer_and_a_position_at_its_end(
     position: int | None, high: int | None, answered_ms: int | None, *, caught_up: bool
 ) -> None:
     """An old answer, or one whose time cannot be, says nothing about now."""
-    judge = CaughtUp()
+    judge = CaughtUp(Still())
     judge.judge(Watermark(position=7, high=7, answered_ms=AT_MS - AGE_MAX_MS + 1), wall_ms=AT_MS, monotonic_s=1.0)
     watermark = Watermark(position=position, high=high, answered_ms=answered_ms)
 
@@ -58,7 +58,7 @@ def test_caught_up_is_a_recent_answer_and_a_position_at_its_end(
 
 def test_an_answer_ages_although_the_wall_stands_still() -> None:
     """Brokers away while the wall clock is set back again and again: the monotonic clock notices."""
-    judge = CaughtUp()
+    judge = CaughtUp(Still())
     judge.judge(Watermark(position=7, high=7, answered_ms=AT_MS - 1), wall_ms=AT_MS, monotonic_s=10.0)
     watermark = Watermark(position=7, high=7, answered_ms=AT_MS)
 
@@ -69,7 +69,7 @@ def test_an_answer_ages_although_the_wall_stands_still() -> None:
 
 def test_an_answer_ages_although_the_monotonic_clock_stands_still() -> None:
     """It does so in a suspended machine: there the wall clock notices."""
-    judge = CaughtUp()
+    judge = CaughtUp(Still())
     for answered_ms in (AT_MS - 100, AT_MS):
         judge.judge(Watermark(position=7, high=7, answered_ms=answered_ms), wall_ms=AT_MS, monotonic_s=10.0)
     watermark = Watermark(position=7, high=7, answered_ms=AT_MS)
@@ -80,7 +80,7 @@ def test_an_answer_ages_although_the_monotonic_clock_stands_still() -> None:
 
 def test_an_answer_says_how_it_was_when_it_was_asked_for() -> None:
     """One that lay unread while the process was frozen looks new and is not; the one after it was asked for now."""
-    judge = CaughtUp()
+    judge = CaughtUp(Still())
     for answered_ms in (AT_MS - 100, AT_MS):
         judge.judge(Watermark(position=7, high=7, answered_ms=answered_ms), wall_ms=AT_MS, monotonic_s=10.0)
     later_ms, later_s = AT_MS + 4 * HOUR_MS, 10.0 + 4 * 3600
@@ -110,7 +110,7 @@ def test_the_first_answer_was_asked_for_after_the_assignment(restored_s: float, 
 @pytest.mark.parametrize("step_ms", [-3 * HOUR_MS, 3 * HOUR_MS], ids=["back", "forward"])
 def test_a_wall_clock_that_steps_is_caught_up_again_soon(step_ms: int) -> None:
     """For two answers, until both carry the new time; not until the old time is reached again."""
-    judge = CaughtUp()
+    judge = CaughtUp(Still())
     answers = [AT_MS, AT_MS + 100, *(AT_MS + step_ms + late for late in (200, 300, 400))]
     verdicts = [
         judge.judge(Watermark(position=7, high=7, answered_ms=at), wall_ms=at, monotonic_s=number / 10)
