@@ -16,6 +16,7 @@ import structlog
 from consumers.engine.assignment import Changelog, Evidence, in_thread, input_offset, restore
 from consumers.engine.cycle import Rules
 from consumers.engine.kafka import CLIENT_ERRORS
+from consumers.engine.kafka_raw import UnreadableError
 from consumers.engine.metrics import DOUBTS, PAUSED
 from consumers.engine.pipeline import HeldError, Input, Pace, Pipeline
 from consumers.engine.protocols import Ledger
@@ -138,7 +139,7 @@ class PartitionWorker:
                     await self._pipeline.run(ledger, self._backoff.reset)
                 except RefusedError:
                     await self._narrow()
-                except HeldError as error:
+                except (HeldError, UnreadableError) as error:
                     await self._hold(str(error), error.__cause__)
                 except LedgerDamagedError as error:
                     ledger = None if ledger is None else await self._discarded(ledger)

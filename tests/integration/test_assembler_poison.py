@@ -154,6 +154,36 @@ async def test_a_sink_leaves_out_a_partition_that_is_damaged(
     assert {"spoilt", "behind", "beside"} <= _row_ids(rows)
 
 
+async def test_a_damaged_batch_holds_its_partition(kafka_node: LocalKafka, topic_prefix: str, tmp_path: Path) -> None:
+    """Nobody can read it, so nobody passes it: the others go on, and so does it once its disk was mended."""
+    bench = Bench(kafka_node.bootstrap, topic_prefix, state_dir=tmp_path)
+    await bench.make_topics()
+    reports = some_reports(100)
+    ours = [report for report in reports if partition_of(report["smsMsgId"].encode(), 2) == 1]
+    spoilt = next(f"spoilt-{number}" for number in range(99) if partition_of(b"spoilt-%d" % number, 2) == 0)
+    topic, resume = bench.settings.reports_topic, asyncio.Event()
+    offset = await produce(bench.options, topic, 0, a_batch([a_record(a_report(spoilt))]))
+    await bench.publish(reports)
+    damage(kafka_node.folder, topic, 0, spoilt.encode())
+
+    with structlog.testing.capture_logs() as logs:
+        async with bench.assembling(local_ledgers(bench.settings), resume=resume) as running:
+            await until(_paused(1), running)
+            await bench.until_results(len({report["smsMsgId"] for report in ours}), running)
+            assert_exact(await bench.results(), ours)
+            resume.set()
+            await until(_logged(logs, "partition is paused, SIGHUP resumes it", times=2), running)
+            mend(kafka_node.folder, topic, 0, spoilt.encode())
+            resume.set()
+            await bench.until_done(running)
+
+    why = _event(logs, "partition is paused, SIGHUP resumes it")["why"]
+    assert f"offset {offset} of {topic}, partition 0" in why
+    assert "checksum" in why
+    assert await bench.dead_letters() == []
+    assert_exact(await bench.results(), [*reports, a_report(spoilt)])
+
+
 @pytest.mark.parametrize("lost", [None, Step.WHOLE, Step.ENDED], ids=["at once", "before commit", "after commit"])
 async def test_a_record_that_our_code_fails_on_is_put_aside(
     kafka_bootstrap: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: Step | None
@@ -360,6 +390,13 @@ def _paused(count: int) -> Condition:
         return [sample.value for metric in PAUSED.collect() for sample in metric.samples] == [count]
 
     return paused
+
+
+def _logged(logs: Sequence[Any], event: str, *, times: int) -> Condition:
+    async def logged() -> bool:
+        return len([line for line in logs if line["event"] == event]) >= times
+
+    return logged
 
 
 def _lags_by(bench: Bench, count: int) -> Condition:
