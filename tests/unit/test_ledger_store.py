@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from consumers.entry import Cursor, Entry, LedgerDamagedError, LedgerFormatError, Position
+from consumers.ledger import deadlines
 from consumers.ledger.index import Index
 from consumers.ledger.partition import PartitionLedger, Sizes
 from consumers.ledger.store import Identity, Store, encode_manifest
@@ -401,6 +402,27 @@ def test_index_that_points_at_another_entry_is_damage(
 
     with pytest.raises(LedgerDamagedError):
         known(ledger, 1)
+    ledger.close()
+
+
+@pytest.mark.parametrize("bound", ["RECORDS_MAX", "BYTES_MAX", "CANDIDATES_MAX"])
+def test_look_at_the_deadlines_is_bounded_in_what_it_reads(
+    bound: str, make: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look ends at each of its bounds and says so; looks that go on from there find everyone once, in order."""
+    monkeypatch.setattr(deadlines, bound, 1)
+    ledger = make().open(1)
+    for cycle in range(1, 7):
+        write(ledger, cycle, clock_ms=cycle * 400)
+    cursor, found, looks, more = Cursor(), [], 0, True
+
+    while more:
+        due = ledger.due(cursor, 10_000, 100)
+        found += [payload for _, payload in due.messages]
+        cursor, more, looks = due.cursor, due.more, looks + 1
+
+    assert found == [b"%d" % cycle for cycle in range(1, 7)]
+    assert looks == 6
     ledger.close()
 
 
