@@ -16,7 +16,6 @@ from consumers.engine.kafka import (
     OnPartitions,
     Options,
     ReportsConsumer,
-    cluster_id,
     transactional_producer,
 )
 from consumers.engine.member import Member
@@ -122,7 +121,7 @@ async def _look(settings: AssembleSettings, options: Options, clock: Clock) -> t
     try:
         async with TopicAdmin(options, clock=clock) as admin:
             shapes = await topics.look(admin, settings.topic_needs(), clock)
-        return shapes, await cluster_id(options)
+            return shapes, await admin.cluster_id()
     except CLIENT_ERRORS as error:
         raise ServiceAwayError(f"Kafka went away while its topics were looked at: {error}") from None
 

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import (
     ConsumerStoppedError,
@@ -40,8 +39,6 @@ MAX_POLL_INTERVAL_MS = 24 * 3600 * 1000
 REQUEST_TIMEOUT_MS = 15_000
 FETCH_MAX_WAIT_MS = 100
 """A broker gets one fetch at a time: a partition that is resumed or behind waits for the one that idles for others."""
-
-CLUSTER_TIMEOUT_S = 30.0
 
 RESTORE_POLL_MS = 50
 """A fetch that brings control records alone moves the position and wakes nobody."""
@@ -304,29 +301,3 @@ async def _bounds(consumer: AIOKafkaConsumer, place: TopicPartition) -> tuple[in
 def topic_partition(topic: str, partition: int) -> TopicPartition:
     """The client's name of a partition."""
     return TopicPartition(topic, partition)
-
-
-async def cluster_id(options: Options) -> str:
-    """The id of the cluster: local state made with another one is not this one's.
-
-    Raises:
-        TimeoutError: no broker answers for `CLUSTER_TIMEOUT_S`.
-    """
-    admin = AIOKafkaAdminClient(**options, client_id=CLIENT_ID, request_timeout_ms=REQUEST_TIMEOUT_MS)
-    try:
-        async with asyncio.timeout(CLUSTER_TIMEOUT_S):
-            await admin.start()
-            cluster = await admin.describe_cluster()
-    finally:
-        await stop_client(_Admin(admin))
-    return str(cluster.get("cluster_id") or "")
-
-
-class _Admin:
-    """An admin client, stopped like the others."""
-
-    def __init__(self, admin: AIOKafkaAdminClient) -> None:
-        self._admin = admin
-
-    async def stop(self) -> None:
-        await self._admin.close()

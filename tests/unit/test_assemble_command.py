@@ -9,10 +9,10 @@ import pytest
 
 from consumers.commands.assemble import serve
 from consumers.commands.starting import StoppedError, done_before
-from consumers.engine import kafka
 from consumers.engine.protocols import LedgerStore
 from consumers.settings import AssembleSettings
 from ingest.runtime.errors import ServiceAwayError
+from ingest.runtime.kafka import TopicAdmin
 
 
 class Silent:
@@ -64,13 +64,13 @@ async def test_a_stop_at_the_start_is_heard_while_kafka_is_away(tmp_path: Path) 
             await running
 
 
-async def test_the_question_for_the_cluster_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_questions_at_the_start_have_a_deadline() -> None:
     """Brokers that never answer are told from a cluster."""
-    monkeypatch.setattr(kafka, "CLUSTER_TIMEOUT_S", 0.1)
     broker = Silent()
     async with broker.listening(), asyncio.timeout(5):
-        with pytest.raises(TimeoutError):
-            await kafka.cluster_id({"bootstrap_servers": broker.bootstrap})
+        with pytest.raises(ServiceAwayError):
+            async with TopicAdmin({"bootstrap_servers": [broker.bootstrap]}, patience_s=0.1) as admin:
+                await admin.cluster_id()
 
 
 async def test_a_start_that_a_client_cancelled_is_a_service_that_is_away() -> None:
