@@ -5,15 +5,17 @@ for one thing only: whether the group has read further than memory reaches.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 import structlog
 
+from consumers.engine.cycle import Rules
 from consumers.engine.metrics import RESTORED
 from consumers.engine.protocols import Ledger
-from consumers.entry import LedgerDamagedError
+from consumers.entry import LedgerDamagedError, Position
 from ingest.runtime.errors import FoundError
 
 RESTORE_RECORDS = 64
@@ -127,48 +129,126 @@ class Changelog(Protocol):
     async def bounds(self) -> tuple[int, int]: ...  # noqa: D102
     def read(  # noqa: D102
         self, first: int, end: int, *, records_max: int, idle_max_s: float
-    ) -> AsyncIterator[list[tuple[int, bytes]]]: ...
+    ) -> AsyncGenerator[list[tuple[int, bytes]], None]: ...
 
 
-async def restore(ledger: Ledger, changelog: Changelog) -> Restored:
+async def restore(ledger: Ledger, changelog: Changelog, rules: Rules, *, accept_loss: bool) -> Restored:
     """Bring a ledger up to the end of its changelog.
 
-    Local state that does not meet the changelog is discarded, unless there is nothing to put in its place: then whether
-    to go on without it is not decided here.
+    Local state that does not continue into the changelog is discarded, unless there is nothing to put in its place:
+    then whether to go on without it is not decided here.
+
+    Args:
+        ledger: as it was left.
+        changelog: of the same partition; nobody else writes to it any more.
+        rules: of the partition.
+        accept_loss: go on where the changelog does not reach back as far as memory must.
 
     Raises:
-        LedgerFormatError: the changelog was written by a newer release.
+        FoundError: the changelog does not reach back so far.
+        LedgerFormatError: it was written by a newer release.
+        LedgerDamagedError: it holds what is no cycle of this group.
         OSError: the local disk does not serve.
     """
     start, end = await changelog.bounds()
-    had_journal = ledger.next_changelog_offset() > 0
-    if had_journal and start == end != ledger.next_changelog_offset():
+    behind = ledger.next_changelog_offset()
+    had_journal = behind > 0
+    if had_journal and start == end != behind:
         # Behind the last record of a transaction stands its commit marker. With nothing else behind it, nothing is
         # missed; anything more may have been a cycle of another owner.
-        whole = end == ledger.next_changelog_offset() + 1
+        whole = end == behind + 1
         return Restored(had_journal, start, alone=whole, unproven=not whole)
-    if had_journal and not start <= ledger.next_changelog_offset() <= end:
-        _log.warning(
-            "local state does not meet the changelog and is discarded",
-            local_next=ledger.next_changelog_offset(),
-            changelog_start=start,
-            changelog_end=end,
-        )
+    if had_journal:
+        try:
+            await _continue(ledger, changelog, start, end)
+        except LedgerDamagedError as error:
+            _log.warning(
+                "local state is discarded and restored",
+                partition=rules.partition,
+                cause=str(error),
+                local_next=behind,
+                changelog_start=start,
+                changelog_end=end,
+            )
+        else:
+            return Restored(had_journal, start)
+    if 0 < start < end and (missing := await _missing(ledger, changelog, start, end, rules.late_window_ms)):
+        _lost(accept_loss, f"partition {rules.partition} of {rules.reports_topic}: {missing}")
+    if had_journal:
         await in_thread(ledger.discard)
-    try:
-        await _read_on(ledger, changelog, start, end)
-    except LedgerDamagedError as error:
-        _log.warning("local state is discarded and restored", cause=str(error))
-        await in_thread(ledger.discard)
-        await _read_on(ledger, changelog, start, end)
+    async with aclosing(_read(changelog, start, end)) as parts:
+        await _apply(ledger, parts)
     return Restored(had_journal, start)
 
 
-async def _read_on(ledger: Ledger, changelog: Changelog, start: int, end: int) -> None:
-    first = max(start, ledger.next_changelog_offset())
-    async for records in changelog.read(first, end, records_max=RESTORE_RECORDS, idle_max_s=RESTORE_IDLE_MAX_S):
-        if records:
-            RESTORED.inc(await in_thread(ledger.apply, records))
+async def _continue(ledger: Ledger, changelog: Changelog, start: int, end: int) -> None:
+    """Read the changelog on where the journal ends.
+
+    Raises:
+        LedgerDamagedError: the journal is no beginning of it. Brokers may have lost what they had confirmed, the topic
+            may have been made anew; offsets and numbers of cycles then look as if one followed on the other.
+    """
+    behind = ledger.next_changelog_offset()
+    # Only the marker behind our last record may be missing at the changelog's start.
+    if not start <= behind + 1 or behind > end:
+        raise LedgerDamagedError("it does not meet the changelog")
+    known = behind - 1 if behind > start else None
+    if known is not None and end <= behind + 1:
+        end = behind  # nothing but the marker of our last cycle can stand behind it
+    async with aclosing(_read(changelog, max(start, behind) if known is None else known, end)) as parts:
+        if known is not None:
+            records = await anext(parts, [])
+            if (
+                not records
+                or records[0][0] != known
+                or ledger.position_of(records[0][1]) not in {None, ledger.position}
+            ):
+                raise LedgerDamagedError("its last cycle is not the one that stands in the changelog")
+            await _take(ledger, records[1:])
+        await _apply(ledger, parts)
+
+
+def _read(changelog: Changelog, first: int, end: int) -> AsyncGenerator[list[tuple[int, bytes]], None]:
+    return changelog.read(first, end, records_max=RESTORE_RECORDS, idle_max_s=RESTORE_IDLE_MAX_S)
+
+
+async def _apply(ledger: Ledger, parts: AsyncIterator[list[tuple[int, bytes]]]) -> None:
+    async for records in parts:
+        await _take(ledger, records)
+
+
+async def _take(ledger: Ledger, records: Sequence[tuple[int, bytes]]) -> None:
+    if records:
+        RESTORED.inc(await in_thread(ledger.apply, records))
+
+
+def _first_position(ledger: Ledger, records: Iterable[tuple[int, bytes]]) -> Position | None:
+    return next((at for _, value in records if (at := ledger.position_of(value)) is not None), None)
+
+
+async def _missing(ledger: Ledger, changelog: Changelog, start: int, end: int, late_window_ms: int) -> str | None:
+    """Why a changelog whose beginning has gone may not hold all that has to be remembered; None if it does.
+
+    Retention takes only what nobody can ask for any more. Records that somebody deletes, or a topic whose retention
+    was made shorter, take more; the position that is left does not show it.
+    """
+    first = last = None
+    async with aclosing(_read(changelog, start, end)) as parts:
+        while first is None and (records := await anext(parts, None)) is not None:
+            first = _first_position(ledger, records)
+    reach = 2
+    while first is not None and last is None:
+        reach = min(reach * 2, end - start)
+        async with aclosing(_read(changelog, end - reach, end)) as parts:
+            async for records in parts:
+                last = _first_position(ledger, reversed(records)) or last
+    if first is None or last is None:
+        return None
+    if last.cursor.offset < start:
+        return f"the changelog begins at {start}, and what stood before it was not examined for timeouts yet"
+    if first.clock_ms > last.clock_ms - late_window_ms:
+        return f"the changelog begins at {start}, later than the late window: messages before it are forgotten too soon"
+    return None
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

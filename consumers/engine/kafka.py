@@ -6,7 +6,7 @@ of its own. Hence pause first, one partition a call, and a deadline at every cal
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
@@ -268,7 +268,7 @@ class ChangelogReader:
 
     async def read(
         self, first: int, end: int, *, records_max: int, idle_max_s: float
-    ) -> AsyncIterator[list[tuple[int, bytes]]]:
+    ) -> AsyncGenerator[list[tuple[int, bytes]], None]:
         """Hand out (offset, value) of all records from `first` up to `end`, in lists.
 
         Raises:

@@ -190,7 +190,7 @@ class PartitionWorker:
         tools.reports.pause(partition)
         await self._transactions.settle()
         async with tools.restores, tools.changelog(partition) as changelog:
-            restored = await restore(ledger, changelog)
+            restored = await restore(ledger, changelog, self._rules, accept_loss=tools.accept_loss)
         async with asyncio.timeout(OFFSETS_TIMEOUT_S):
             committed = await tools.reports.committed(partition)
             input_start, input_end = await tools.reports.bounds(partition)

@@ -18,6 +18,15 @@ class Ledger(Protocol):
         """Of the last cycle that was applied whole; None if there is none."""
         ...
 
+    def position_of(self, value: bytes) -> Position | None:
+        """The position that a changelog record carries: the last one of a cycle does, another one None.
+
+        Raises:
+            LedgerFormatError: the record is of a newer format than this release reads.
+            LedgerDamagedError: it is none.
+        """
+        ...
+
     def lookup(self, digests: Sequence[bytes]) -> list[bytes | None]:
         """Payloads of the last applied entries, in the order asked for; None for what is unknown or was forgotten.
 

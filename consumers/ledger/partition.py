@@ -85,6 +85,9 @@ class PartitionLedger:
     def position(self) -> Position | None:  # noqa: D102 - see Ledger
         return self._journal.position
 
+    def position_of(self, value: bytes) -> Position | None:  # noqa: D102 - see Ledger
+        return changelog.read_header(value).position
+
     def lookup(self, digests: Sequence[bytes]) -> list[bytes | None]:  # noqa: D102 - see Ledger
         if not digests:
             return []

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from consumers.entry import Cursor, Due, Entry, LedgerDamagedError, Position
-from consumers.ledger.changelog import Header, decode_record, encode_cycle
+from consumers.ledger.changelog import Header, decode_record, encode_cycle, read_header
 
 
 class _Sight(NamedTuple):
@@ -42,6 +42,9 @@ class MemoryLedger:
     @property
     def position(self) -> Position | None:
         return self._cycles[-1][1] if self._cycles else None
+
+    def position_of(self, value: bytes) -> Position | None:
+        return read_header(value).position
 
     def lookup(self, digests: Sequence[bytes]) -> list[bytes | None]:
         found = (self._entries.get(digest) for digest in digests)

@@ -1,11 +1,12 @@
 """Where a new owner reads on, and when it must not."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 
 import pytest
 
 from consumers.engine.assignment import Evidence, Restored, input_offset, restore
+from consumers.engine.cycle import Rules
 from consumers.entry import Cursor, Entry, LedgerDamagedError, LedgerFormatError, Position
 from ingest.runtime.errors import FoundError
 from tests.fakes.ledgers import MemoryLedger
@@ -87,7 +88,7 @@ class Log:
 
     async def read(
         self, first: int, end: int, *, records_max: int, idle_max_s: float
-    ) -> AsyncIterator[list[tuple[int, bytes]]]:
+    ) -> AsyncGenerator[list[tuple[int, bytes]], None]:
         """Some at a time."""
         assert idle_max_s > 0
         self.read_from.append(first)
@@ -96,53 +97,144 @@ class Log:
             yield wanted[start : start + records_max]
 
 
-def a_changelog(cycles: int) -> list[tuple[int, bytes]]:
-    """Cycles of one entry each, a marker after every one."""
+def a_changelog(cycles: int, *, tick_ms: int = 1, examined: bool = True) -> list[tuple[int, bytes]]:
+    """Cycles of one entry each, a marker after every one.
+
+    Args:
+        cycles: how many.
+        tick_ms: of the partition clock, from one to the next.
+        examined: whether the deadline cursor keeps up.
+    """
     ledger = MemoryLedger()
     return [
         (
             2 * number,
             ledger.encode(
-                [Entry(b"%016d" % number, number, first_seen=True, waiting=True, payload=b"")],
-                Position(number + 1, 10 * number, number, Cursor()),
+                [Entry(b"%016d" % number, number * tick_ms, first_seen=True, waiting=True, payload=b"")],
+                Position(number + 1, 10 * number, number * tick_ms, Cursor(2 * number if examined else 0)),
             )[0],
         )
         for number in range(cycles)
     ]
 
 
+async def restored(ledger: MemoryLedger, log: Log, *, accept_loss: bool = False, late_window_ms: int = 4) -> Restored:
+    """What comes of a restore under rules that matter here."""
+    rules = Rules(reports_topic="reports", partition=3, partitions=9, timeout_ms=1, late_window_ms=late_window_ms)
+    return await restore(ledger, log, rules, accept_loss=accept_loss)
+
+
 async def test_an_empty_ledger_reads_all_of_the_changelog() -> None:
     """From its first offset to its end."""
     ledger, log = MemoryLedger(), Log(a_changelog(200), start=0)
 
-    assert await restore(ledger, log) == Restored(had_journal=False, changelog_start=0)
+    assert await restored(ledger, log) == Restored(had_journal=False, changelog_start=0)
     assert log.read_from == [0]
     assert ledger.waiting() == 200
 
 
 async def test_a_ledger_that_is_behind_reads_the_rest() -> None:
-    """From where its journal ends."""
+    """From its last record on, which shows that both tell of the same past."""
     ledger, records = MemoryLedger(), a_changelog(9)
     ledger.apply(records[:4])
     log = Log(records)
 
-    assert await restore(ledger, log) == Restored(had_journal=True, changelog_start=0)
-    assert log.read_from == [7]
+    assert await restored(ledger, log) == Restored(had_journal=True, changelog_start=0)
+    assert log.read_from == [6]
+    assert ledger.discarded == 0
     assert ledger.position is not None
     assert ledger.position.cycle == 9
 
 
-@pytest.mark.parametrize(("start", "end"), [(8, 18), (0, 5)], ids=["changelog aged past it", "ahead of the changelog"])
+@pytest.mark.parametrize("start", [7, 8], ids=["its last record has gone", "the marker, too"])
+async def test_a_journal_whose_end_has_just_expired_goes_on(start: int) -> None:
+    """The next cycle follows by its number; nothing was missed."""
+    ledger, records = MemoryLedger(), a_changelog(9)
+    ledger.apply(records[:4])
+    log = Log(records[4:], start=start)
+
+    await restored(ledger, log)
+
+    assert ledger.discarded == 0
+    assert ledger.waiting() == 9
+
+
+@pytest.mark.parametrize(("start", "end"), [(9, 19), (0, 5)], ids=["changelog aged past it", "ahead of the changelog"])
 async def test_local_state_that_does_not_meet_the_changelog_is_discarded(start: int, end: int) -> None:
     """The changelog is the authority, and its journal began before it or ends behind it."""
-    ledger, records = MemoryLedger(), a_changelog(9)
+    ledger, records = MemoryLedger(), a_changelog(10)
     ledger.apply(records[:4])
     log = Log([record for record in records if start <= record[0] < end], start=start, end=end)
 
-    await restore(ledger, log)
+    await restored(ledger, log)
 
     assert ledger.discarded == 1
-    assert log.read_from == [start]
+    assert ledger.position is not None
+    assert ledger.position.cycle == len(records[: -(-end // 2)])
+
+
+def another_past(records: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """Other cycles at the same offsets: a topic made anew, or brokers that lost what they had confirmed."""
+    return a_changelog(len(records), tick_ms=2)
+
+
+def one_was_aborted(records: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """The journal's last cycle is not among those that were committed in the end."""
+    return [record for record in records if record[0] != 6]
+
+
+def nothing_behind(records: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """It was the last one, and aborted."""
+    return records[:3]
+
+
+@pytest.mark.parametrize("history", [another_past, one_was_aborted, nothing_behind])
+async def test_a_journal_of_another_past_is_discarded(
+    history: Callable[[list[tuple[int, bytes]]], list[tuple[int, bytes]]],
+) -> None:
+    """Offsets that meet prove nothing."""
+    ledger, records = MemoryLedger(), a_changelog(9)
+    ledger.apply(records[:4])
+    told = history(records)
+    kept = [record for record in told if record[0] < 6] if history is one_was_aborted else told
+    log = Log(kept, end=18)
+
+    await restored(ledger, log)
+
+    assert ledger.discarded == 1
+    assert ledger.waiting() == len(kept)
+
+
+@pytest.mark.parametrize(
+    ("examined", "late_window_ms", "why"),
+    [(False, 1, "not examined for timeouts"), (True, 5, "later than the late window")],
+    ids=["deadlines", "late window"],
+)
+@pytest.mark.parametrize("journal", [0, 2], ids=["no journal", "a journal that ends before it"])
+async def test_a_changelog_that_begins_too_late_needs_consent(
+    journal: int, late_window_ms: int, why: str, *, examined: bool
+) -> None:
+    """Records were deleted that are still asked for; nothing local is thrown away before the loss is accepted."""
+    ledger, records = MemoryLedger(), a_changelog(9, examined=examined)
+    ledger.apply(records[:journal])
+    log = Log(records[4:], start=8)
+
+    with pytest.raises(FoundError, match=f"partition 3 of reports: .*{why}.*--accept-loss"):
+        await restored(ledger, log, late_window_ms=late_window_ms)
+
+    assert ledger.discarded == 0
+    assert ledger.waiting() == journal
+    await restored(ledger, log, late_window_ms=late_window_ms, accept_loss=True)
+    assert ledger.waiting() == 5
+
+
+async def test_a_changelog_that_expired_as_it_may_asks_nobody() -> None:
+    """What has gone is older than the late window, and was examined for timeouts."""
+    ledger, log = MemoryLedger(), Log(a_changelog(9)[4:], start=8)
+
+    await restored(ledger, log, late_window_ms=4)
+
+    assert ledger.waiting() == 5
 
 
 async def test_a_journal_that_has_all_of_an_expired_changelog_is_kept() -> None:
@@ -151,7 +243,7 @@ async def test_a_journal_that_has_all_of_an_expired_changelog_is_kept() -> None:
     ledger.apply(a_changelog(4))
     after = ledger.next_changelog_offset() + 1
 
-    assert await restore(ledger, Log([], start=after)) == Restored(had_journal=True, changelog_start=after, alone=True)
+    assert await restored(ledger, Log([], start=after)) == Restored(had_journal=True, changelog_start=after, alone=True)
     assert ledger.discarded == 0
     assert ledger.waiting() == 4
 
@@ -163,7 +255,7 @@ async def test_a_journal_is_not_thrown_away_for_an_empty_changelog(after: int) -
     ledger.apply(a_changelog(4))
     assert ledger.next_changelog_offset() == 7
 
-    assert await restore(ledger, Log([], start=after)) == Restored(
+    assert await restored(ledger, Log([], start=after)) == Restored(
         had_journal=True, changelog_start=after, unproven=True
     )
     assert ledger.discarded == 0
@@ -173,15 +265,17 @@ async def test_damaged_local_state_is_discarded_and_restored() -> None:
     """Once; damage that comes back is not ours to mend."""
 
     class Damaged(MemoryLedger):
-        def apply(self, records: object) -> int:
-            if not self.discarded:
+        def apply(self, records: Sequence[tuple[int, bytes]]) -> int:
+            if self.position and not self.discarded:
                 raise LedgerDamagedError("gap")
-            return super().apply(records)  # type: ignore[arg-type]
+            return super().apply(records)
 
-    ledger = Damaged()
+    ledger, records = Damaged(), a_changelog(3)
+    ledger.apply(records[:1])
 
-    await restore(ledger, Log(a_changelog(3)))
+    await restored(ledger, Log(records))
 
+    assert ledger.discarded == 1
     assert ledger.waiting() == 3
 
 
@@ -193,4 +287,4 @@ async def test_a_newer_changelog_is_refused() -> None:
             raise LedgerFormatError(f"newer: {records!r:.20}")
 
     with pytest.raises(LedgerFormatError):
-        await restore(Older(), Log(a_changelog(3)))
+        await restored(Older(), Log(a_changelog(3)))
