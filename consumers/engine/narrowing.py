@@ -43,6 +43,8 @@ class Narrowing:
         self.records_max = min(CYCLE_RECORDS_MAX, self.records_max * 2)
         if self._timeouts:
             self.apart = False
+        if self._tried and self._tried[0].offset == self.refused_offset:
+            self.refused_offset = None
 
     def refused(self) -> bool:
         """It was refused; whether there is anything left to try."""

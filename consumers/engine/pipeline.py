@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import structlog
+
 from consumers.engine.breaker import Breaker
 from consumers.engine.clock import CaughtUp, PartitionClock, Watermark
 from consumers.engine.cycle import Draft, InternalError, Rules
@@ -32,6 +34,9 @@ OWNED_COST_S = 0.005
 POLL_S = 0.5
 DROP_TIMEOUT_S = 5.0
 """For a commit that is given up to end: dropping it waits for nobody."""
+
+
+_log = structlog.get_logger(__name__)
 
 
 class HeldError(Exception):
@@ -115,6 +120,7 @@ class Pipeline:
         self._looked_alone = False
         self._pending = 0
         self._unsaid = False
+        self._more_due = False
         self._flight: asyncio.Task[None] | None = None
         self._overlay: Mapping[bytes, MessageState] | None = None
         self._ending = False
@@ -133,6 +139,7 @@ class Pipeline:
         self._clock = PartitionClock(position.clock_ms)
         self._carry = ()
         self._unsaid = unsaid
+        self._more_due = False
         self._show_pending(pending)
 
     async def run(self, ledger: Ledger, committed: Callable[[], None]) -> None:
@@ -196,6 +203,7 @@ class Pipeline:
         except InternalError as error:
             raise HeldError("our code fails on the timeout of a message") from error
         self._next_at_s = started_s
+        self._more_due = decision.more_due
         if not (records or decision.draft.writes or self._unsaid or self._idle_too_long(offer.clock_ms)):
             # A cursor that moved over nothing due travels with the next cycle.
             self._position = replace(self._position, cursor=decision.cursor)
@@ -222,7 +230,9 @@ class Pipeline:
         self._looked_alone = self.narrowing.apart and not self._looked_alone
         if self._looked_alone:
             return ()
-        return await self._reports.poll(self._rules.partition, timeout_s=POLL_S, records_max=most)
+        return await self._reports.poll(
+            self._rules.partition, timeout_s=0 if self._more_due else POLL_S, records_max=most
+        )
 
     def _launch(self, ledger: Ledger, prepared: _Prepared, committed: Callable[[], None]) -> None:
         """Begin to commit a cycle, unless too much of it cannot be used."""
@@ -249,7 +259,6 @@ class Pipeline:
         COMMIT.observe(self._time.monotonic() - started_s)
         self._unsaid = False
         committed()
-        ledger.forget(position.clock_ms - self._rules.late_window_ms)
         self._show_pending(ledger.waiting())
         _count(decision.draft)
         self._breaker.passed(decision.taken, len(decision.draft.dead_letters))
@@ -258,6 +267,11 @@ class Pipeline:
         if prepared.caught_up and not prepared.left and not decision.more_due:
             pause_s = max(self._pace.commit_interval_s, self._owned() * OWNED_COST_S)
             self._next_at_s = prepared.started_s + pause_s
+        try:
+            ledger.forget(position.clock_ms - self._rules.late_window_ms)
+        except OSError as error:
+            # Nothing rests on it; the next cycle tries again.
+            _log.warning("the disk keeps what was to be forgotten", partition=self._rules.partition, error=str(error))
 
     async def _landed(self) -> None:
         """Wait for the cycle in flight, and raise what became of it."""

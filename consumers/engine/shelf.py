@@ -20,6 +20,7 @@ class Shelf:
         """
         self._store = store
         self._ledgers: dict[int, Ledger] = {}
+        self._kept: Collection[int] | None = None  # by the last assignment, None before it
         self._closed = False
 
     def open(self, partition: int) -> Ledger:
@@ -27,16 +28,25 @@ class Shelf:
         return self._ledgers.pop(partition, None) or self._store.open(partition)
 
     def put(self, partition: int, ledger: Ledger) -> None:
-        """Put a ledger aside for the next owner in this process; its folder stays locked."""
-        if self._closed:
+        """Put a ledger aside for the next owner in this process; its folder stays locked.
+
+        One that comes too late, after the next assignment, is closed where it is of no use.
+        """
+        before = self._ledgers.pop(partition, None)
+        if before is not None:
+            before.close()
+        if self._closed or (self._kept is not None and partition not in self._kept):
             ledger.close()
         else:
             self._ledgers[partition] = ledger
 
     def keep(self, partitions: Collection[int]) -> None:
         """Close what is of other partitions: they went to somebody else, who waits for their folders."""
+        self._kept = partitions
         for partition in self._ledgers.keys() - set(partitions):
-            self._ledgers.pop(partition).close()
+            ledger = self._ledgers.pop(partition, None)  # somebody who was told to stop may still open it
+            if ledger is not None:
+                ledger.close()
 
     def close(self) -> None:
         """Close all of it, and whatever is still to be put."""
