@@ -3,6 +3,11 @@
 `seen_at` never falls from one first sight to the next, so the first sights of waiting messages stand in the journal in
 the order of their deadlines. The walk checks what it reads, a changelog record at a time, and asks the index for each
 whether it waits still, in the same life.
+
+Where the changelog's head was cut, a message may be left whose first sight is gone: so every entry that waited when it
+was written is asked about, not the first alone. It was seen before all first sights behind it, so the walk may halt at
+any that is not due and passes nobody. What it costs such a message is that its result comes late: when the first sights
+in front of the entry are due.
 """
 
 from typing import NamedTuple
@@ -11,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers.entry import DIGEST_BYTES, Cursor, Due
-from consumers.ledger.changelog import FIRST_SEEN, SEEN_AT_SHIFT, WAITING, Rows, rows_of
+from consumers.ledger.changelog import SEEN_AT_SHIFT, WAITING, Rows, rows_of
 from consumers.ledger.generation import Stored
 from consumers.ledger.index import Index
 from consumers.ledger.journal import Journal
@@ -24,7 +29,7 @@ BYTES_MAX = 32 * 1024 * 1024
 
 
 class _Candidates(NamedTuple):
-    """First sights of waiting messages up to some time: rows, where each stands in the changelog, and its records."""
+    """Entries that waited, seen up to some time: rows, where each stands in the changelog, and its records."""
 
     rows: Rows
     offsets: npt.NDArray[np.int64]
@@ -58,7 +63,7 @@ class Deadlines:
         return Due(messages, max(after, cursor), more)
 
     def _walk(self, cursor: Cursor, seen_until_ms: int) -> tuple[_Candidates, Cursor, bool]:
-        """First sights from the cursor on, the first place that was not examined, and whether the bound ended it."""
+        """What waited from the cursor on, the first place that was not examined, and whether the bound ended it."""
         rows: list[Rows] = []
         offsets: list[npt.NDArray[np.int64]] = []
         indexes: list[npt.NDArray[np.int64]] = []
@@ -73,7 +78,7 @@ class Deadlines:
                 break
             size += stored.head.length
             all_rows = self._rows_of(stored)
-            at = _first_sights(all_rows, cursor.index if stored.offset == cursor.offset else 0)
+            at = _waiting_in(all_rows, cursor.index if stored.offset == cursor.offset else 0)
             times = (all_rows["meta"][at] >> np.uint64(SEEN_AT_SHIFT)).astype(np.int64)
             later = np.flatnonzero(times > seen_until_ms)
             kept = at[: later[0]] if later.size else at
@@ -144,7 +149,6 @@ class Deadlines:
         self._stopped = (stored.offset, *stored.frame)
 
 
-def _first_sights(rows: Rows, begin: int) -> npt.NDArray[np.int64]:
-    """Indexes, from `begin` on, of rows that begin a life and wait."""
-    both = np.uint64(FIRST_SEEN | WAITING)
-    return np.flatnonzero((rows["meta"][begin:] & both) == both) + begin
+def _waiting_in(rows: Rows, begin: int) -> npt.NDArray[np.int64]:
+    """Indexes, from `begin` on, of rows that wait."""
+    return np.flatnonzero(rows["meta"][begin:] & np.uint64(WAITING)) + begin

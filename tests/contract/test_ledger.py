@@ -322,6 +322,21 @@ def test_later_life_is_not_due_at_the_place_of_an_earlier(ledger: Ledger, log: C
     assert ledger.waiting() == 1
 
 
+def test_message_whose_first_sight_was_cut_off_is_due_all_the_same(ledger: Ledger, log: Changelog) -> None:
+    """What waits is answered also where the changelog begins behind its first sight: not before its time, and once."""
+    log.end, log.cycle = 40, 7
+    ledger.apply(log.commit(ledger, an_entry("old", seen=10, first=False), an_entry("x", seen=30, first=False)))
+    ledger.apply(log.commit(ledger, an_entry("new", seen=40), an_entry("x", b"x2", seen=30, first=False)))
+
+    assert ledger.due(Cursor(), 9, 10) == ([], Cursor(40, 0), False)
+    due = ledger.due(Cursor(), 29, 10)
+    assert (due_names(due.messages), due.cursor) == (["old"], Cursor(40, 1))
+    assert due_names(ledger.due(due.cursor, 40, 10).messages) == ["x2", "new"]
+    assert due_names(ledger.due(due.cursor, 40, 1).messages) == ["x2"]
+    ledger.apply(log.commit(ledger, an_entry("x", seen=30, first=False, waiting=False)))
+    assert due_names(ledger.due(due.cursor, 40, 10).messages) == ["new"]
+
+
 def test_message_that_was_answered_at_once_is_never_due(ledger: Ledger, log: Changelog) -> None:
     """A first sight that does not wait has no deadline."""
     ledger.apply(log.commit(ledger, an_entry("a", seen=10, waiting=False)))

@@ -13,7 +13,7 @@ from consumers.ledger.changelog import Header, decode_record, encode_cycle, read
 
 
 class _Sight(NamedTuple):
-    """A first sight of a waiting message, at its place in the changelog."""
+    """An entry of a message that waits, at its place in the changelog."""
 
     place: Cursor
     entry: Entry
@@ -82,7 +82,7 @@ class MemoryLedger:
                 continue
             _, latest = self._entries.get(sight.digest, (0, None))
             still = latest is not None and latest.waiting and latest.seen_at_ms == sight.seen_at_ms
-            full = len(messages) == limit and still
+            full = len(messages) == limit and still and sight.digest not in messages
             if sight.seen_at_ms > seen_until_ms or full:
                 return Due(list(messages.items()), place, full)
             if latest is not None and still:
@@ -122,7 +122,7 @@ class MemoryLedger:
         for offset, _, entries in cycle:
             for index, entry in enumerate(entries):
                 self._entries[entry.digest] = (last_offset, entry)
-                if entry.first_seen and entry.waiting:
+                if entry.waiting:
                     self._sights.append(_Sight(Cursor(offset, index), entry))
         self._cycles.append((last_offset, position))
 
