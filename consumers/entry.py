@@ -42,12 +42,14 @@ class Position:
         next_offset: of the reports partition, where the next cycle begins.
         clock_ms: partition clock of the cycle, epoch ms; it never falls.
         cursor: deadline cursor after the cycle.
+        accepted_s: partition clock, epoch seconds, up to which an operator has accepted a loss of memory; 0 if never.
     """
 
     cycle: int
     next_offset: int
     clock_ms: int
     cursor: Cursor
+    accepted_s: int = 0
 
 
 class Entry(NamedTuple):

@@ -66,12 +66,14 @@ class Restored(NamedTuple):
             journal only, and is to be written down again.
         unproven: it expired up to its end, and may have held more than the journal. The journal is still there, and is
             to be discarded before the partition goes on without it.
+        accepted: it begins later than memory must reach back, and that was accepted.
     """
 
     had_journal: bool
     changelog_start: int
     alone: bool = False
     unproven: bool = False
+    accepted: bool = False
 
 
 def input_offset(known: Evidence, *, accept_loss: bool) -> int:
@@ -172,13 +174,14 @@ async def restore(ledger: Ledger, changelog: Changelog, rules: Rules, *, accept_
             )
         else:
             return Restored(had_journal, start)
+    missing = None
     if 0 < start < end and (missing := await _missing(ledger, changelog, start, end, rules.late_window_ms)):
         _lost(accept_loss, f"partition {rules.partition} of {rules.reports_topic}: {missing}")
     if had_journal:
         await in_thread(ledger.discard)
     async with aclosing(_read(changelog, start, end)) as parts:
         await _apply(ledger, parts)
-    return Restored(had_journal, start)
+    return Restored(had_journal, start, accepted=missing is not None)
 
 
 async def _continue(ledger: Ledger, changelog: Changelog, start: int, end: int) -> None:
@@ -244,9 +247,10 @@ async def _missing(ledger: Ledger, changelog: Changelog, start: int, end: int, l
                 last = _first_position(ledger, reversed(records)) or last
     if first is None or last is None:
         return None
-    if last.cursor.offset < start:
+    if last.cursor.offset < start and first.clock_ms > last.accepted_s * 1000:
         return f"the changelog begins at {start}, and what stood before it was not examined for timeouts yet"
-    if first.clock_ms > last.clock_ms - late_window_ms:
+    # What was lost before an operator accepted it is not asked about again.
+    if first.clock_ms > max(last.clock_ms - late_window_ms, last.accepted_s * 1000):
         return f"the changelog begins at {start}, later than the late window: messages before it are forgotten too soon"
     return None
 

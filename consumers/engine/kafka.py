@@ -24,6 +24,7 @@ from consumers.engine.clock import Watermark
 from consumers.engine.kafka_raw import fetch
 from consumers.engine.record import Record
 from consumers.engine.stopping import stop_client, stop_wholly
+from ingest.runtime.connections import check_alive
 
 Options = Mapping[str, Any]
 """What every client is made with: servers and login (`ingest.runtime.kafka.client_options`)."""
@@ -165,7 +166,8 @@ class ReportsConsumer:
         await stop_wholly(self._consumer)
 
     async def check(self) -> None:
-        """Raise what membership has run into, if anything."""
+        """Raise what membership or fetching has run into, if anything."""
+        check_alive(self._consumer)
         await self._consumer.getmany(TopicPartition(self._topic, -1))
 
     async def poll(self, partition: int, *, timeout_s: float, records_max: int) -> list[Record]:

@@ -29,6 +29,7 @@ from consumers.engine.record import Record
 from consumers.engine.stopping import stop_client
 from consumers.rows import AwayError
 from ingest.contract.dead_letter import DeadLetter
+from ingest.runtime.connections import check_alive
 from ingest.runtime.errors import UsageError
 
 CLIENT_ID = "dlrflow-sink"
@@ -37,6 +38,8 @@ POLL_SLACK_S = 30.0
 """How much longer than it should a poll may take, a rebalance included, before Kafka counts as away."""
 COMMIT_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 20.0
+ANSWER_AGE_MAX_S = 5.0
+"""What brokers said longer ago says nothing about what there is to read now."""
 DAMAGED_AGAIN_S = 60.0
 """How long a partition is left alone whose next batch cannot be read."""
 
@@ -125,6 +128,7 @@ class ResultsConsumer:
         records: list[Record] = []
         try:
             async with asyncio.timeout(wait_s + POLL_SLACK_S):
+                await self._replace_dead()
                 self._leave_damaged_out()
                 await self._take(records, records_max)
                 if not records:
@@ -138,6 +142,17 @@ class ResultsConsumer:
                 raise away from error
             self._failed = away
         return records
+
+    async def _replace_dead(self) -> None:
+        """Join anew where the consumer would stand still for ever; what is not committed comes again."""
+        if self._consumer is not None:
+            try:
+                check_alive(self._consumer)
+            except CLIENT_ERRORS as error:
+                log.warning("joins the group anew", why=_said(error))
+                await self.stop()
+        if self._consumer is None:
+            await self.start()
 
     async def _take(self, records: list[Record], records_max: int, *, wait_ms: int = 0) -> None:
         """Add what was fetched, up to so many records in all."""
@@ -201,7 +216,7 @@ class ResultsConsumer:
             raise AwayError(_said(error)) from error
 
     async def behind(self) -> Mapping[int, bool]:
-        """For every owned partition, whether there is more to read than was handed out.
+        """For every owned partition, whether there is more to read than was handed out, or nobody can say.
 
         Raises:
             AwayError: Kafka does not answer.
@@ -210,8 +225,12 @@ class ResultsConsumer:
         try:
             async with asyncio.timeout(COMMIT_TIMEOUT_S):
                 for place in self._consumer.assignment():
-                    end = self._consumer.last_stable_offset(place)
-                    found[place.partition] = end is not None and await self._consumer.position(place) < end
+                    end, answered_ms = (
+                        self._consumer.last_stable_offset(place),
+                        self._consumer.last_poll_timestamp(place),
+                    )
+                    old = answered_ms is not None and time.time() * 1000 - answered_ms > ANSWER_AGE_MAX_S * 1000
+                    found[place.partition] = end is not None and (old or await self._consumer.position(place) < end)
         except CLIENT_ERRORS as error:
             raise AwayError(_said(error)) from error
         return found

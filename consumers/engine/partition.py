@@ -5,9 +5,10 @@ changelog; nothing that a failed cycle would have left behind is kept.
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -35,6 +36,9 @@ the transactional id away from the present owner."""
 
 BACKOFF_MOST_S = 5.0
 OFFSETS_TIMEOUT_S = 20.0
+DAMAGED_AGAIN_S = 60.0
+"""How long a partition is left alone whose next batch cannot be read: another broker may have it whole."""
+
 CANCEL_TIMEOUT_S = 5.0
 
 _log = structlog.get_logger(__name__)
@@ -98,6 +102,7 @@ class PartitionWorker:
         self._pipeline = Pipeline(rules, routing, pace, tools.reports, transactions, tools.clock, tools.owned)
         self._backoff = Backoff(BACKOFF_FIRST_S, BACKOFF_MOST_S)
         self._operator = asyncio.Event()
+        self._ledger: Ledger | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -130,21 +135,19 @@ class PartitionWorker:
         self._operator.set()
 
     async def _run(self) -> None:
-        ledger: Ledger | None = None
         try:
             while not self._stopping:
                 try:
-                    ledger = ledger or await self._open()
-                    await self._begin(ledger)
-                    await self._pipeline.run(ledger, self._backoff.reset)
+                    self._ledger = self._ledger or await self._open()
+                    await self._begin(self._ledger)
+                    await self._pipeline.run(self._ledger, self._backoff.reset)
                 except RefusedError:
                     await self._narrow()
-                except (HeldError, UnreadableError) as error:
+                except HeldError as error:
                     await self._hold(str(error), error.__cause__)
-                except LedgerDamagedError as error:
-                    ledger = None if ledger is None else await self._discarded(ledger)
-                    await self._doubt(error)
-                except (DoubtError, *CLIENT_ERRORS) as error:
+                except UnreadableError as error:
+                    await self._hold(str(error), error.__cause__, at_most_s=DAMAGED_AGAIN_S)
+                except (LedgerDamagedError, DoubtError, *CLIENT_ERRORS) as error:
                     await self._doubt(error)
                 except asyncio.CancelledError as error:
                     if self.stopping or is_cancelled():
@@ -153,15 +156,16 @@ class PartitionWorker:
                     await self._doubt(error)
         finally:
             self._transactions.let_go()
-            if ledger is not None:
-                self._leave(ledger)
+            # Where the group took the partition back it may come again at once.
+            self._leave(on_shelf=self._stopping)
             self._pipeline.hide()
 
-    def _leave(self, ledger: Ledger) -> None:
-        """Put the ledger aside where the group took the partition back: it may come again at once."""
-        if self._stopping:
+    def _leave(self, *, on_shelf: bool = False) -> None:
+        """Let go of the ledger, if there is one."""
+        ledger, self._ledger = self._ledger, None
+        if ledger is not None and on_shelf:
             self._tools.shelf.put(self.partition, ledger)
-        else:
+        elif ledger is not None:
             ledger.close()
 
     async def _open(self) -> Ledger:
@@ -172,15 +176,16 @@ class PartitionWorker:
             opening.add_done_callback(_close_opened)
             raise
 
-    async def _discarded(self, ledger: Ledger) -> Ledger | None:
-        """The ledger, emptied; None where its folder cannot even be emptied, so that another one must be opened."""
-        try:
-            await in_thread(ledger.discard)
-        except OSError as error:
-            _log.warning("local state cannot be discarded", partition=self.partition, error=str(error))
-            ledger.close()
-            return None
-        return ledger
+    async def _mend(self, error: BaseException) -> None:
+        """Empty a damaged ledger, or leave it: its folder may be gone, or another one by now, and is opened anew."""
+        if isinstance(error, LedgerDamagedError) and self._ledger is not None:
+            try:
+                await in_thread(self._ledger.discard)
+            except OSError as failure:
+                _log.warning("local state cannot be discarded", partition=self.partition, error=str(failure))
+                self._leave()
+        elif _is_of_the_disk(error):
+            self._leave()
 
     async def _begin(self, ledger: Ledger) -> None:
         """Settle what came before, restore, and read on where the changelog says."""
@@ -206,17 +211,20 @@ class PartitionWorker:
             input_start=input_start,
             input_end=input_end,
         )
+        accepted = restored.accepted
         try:
-            offset, unsaid = input_offset(evidence, accept_loss=False), restored.alone
+            offset = input_offset(evidence, accept_loss=False)
         except FoundError:
             if not tools.accept_loss:
                 raise
-            # Written down at once, records or not: an accepted loss is not asked about again.
-            offset, unsaid = input_offset(evidence, accept_loss=True), True
+            offset, accepted = input_offset(evidence, accept_loss=True), True
             if restored.unproven:
                 await in_thread(ledger.discard)
         position = last or Position(0, offset, 0, Cursor())
-        self._pipeline.begin(position, ledger.waiting(), unsaid=unsaid)
+        if accepted:
+            position = replace(position, accepted_s=-(-max(position.clock_ms, tools.clock.wall_ms()) // 1000))
+        # An accepted loss is written down at once, records or not, and not asked about again, whoever comes next.
+        self._pipeline.begin(position, ledger.waiting(), unsaid=accepted or restored.alone)
         tools.reports.resume_at(partition, offset)
         self.phase = Phase.RUNNING
         _log.info("partition runs", partition=partition, offset=offset, cycle=position.cycle)
@@ -226,8 +234,8 @@ class PartitionWorker:
         if not self._pipeline.narrowing.refused():
             await self._hold("kafka refuses a record of ours: max.message.bytes of a topic is too small")
 
-    async def _hold(self, why: str, cause: BaseException | None = None) -> None:
-        """Pause until an operator resumes the partition (SIGHUP); the others go on."""
+    async def _hold(self, why: str, cause: BaseException | None = None, *, at_most_s: float | None = None) -> None:
+        """Pause until an operator resumes the partition (SIGHUP), or for so long; the others go on."""
         self._tools.reports.pause(self.partition)
         self._transactions.let_go()
         self.phase = Phase.PAUSED
@@ -235,7 +243,11 @@ class PartitionWorker:
         _log.error("partition is paused, SIGHUP resumes it", partition=self.partition, why=why, exc_info=cause)
         PAUSED.inc()
         try:
-            await self._operator.wait()
+            async with asyncio.timeout(at_most_s):
+                await self._operator.wait()
+        except TimeoutError:
+            _log.info("partition is tried again", partition=self.partition)
+            return
         finally:
             PAUSED.dec()
         self._pipeline.narrowing.forget()
@@ -245,6 +257,7 @@ class PartitionWorker:
         wait_s = self._backoff.next()
         self.phase = Phase.RESTORING
         self._transactions.let_go()
+        await self._mend(error)
         DOUBTS.labels(type(error).__name__).inc()
         _log.warning(
             "in doubt, reading the changelog again",
@@ -253,6 +266,11 @@ class PartitionWorker:
             wait_s=round(wait_s, 3),
         )
         await self._tools.clock.sleep(wait_s)
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    """Whether the ledger raised it. Of the network are timeouts and connections, in whatever they are wrapped."""
+    return isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionError | socket.gaierror)
 
 
 def _close_opened(opening: "asyncio.Future[Ledger]") -> None:

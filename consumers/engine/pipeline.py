@@ -209,8 +209,12 @@ class Pipeline:
             self._position = replace(self._position, cursor=decision.cursor)
             return None
         self._carry = (*records[decision.taken :], *self._carry)
-        self._position = Position(
-            self._position.cycle + 1, self._next_offset(watermark), offer.clock_ms, decision.cursor
+        self._position = replace(
+            self._position,
+            cycle=self._position.cycle + 1,
+            next_offset=self._next_offset(watermark),
+            clock_ms=offer.clock_ms,
+            cursor=decision.cursor,
         )
         return _Prepared(
             decision=decision,

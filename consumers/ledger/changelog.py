@@ -4,7 +4,7 @@ A record, little endian:
 
 ```text
 magic 4 | version u16 | flags u16 (1: last of its cycle) | entries u32 | part u32 | cycle u64
-next input offset u64 | clock ms u64 | cursor offset u64 | cursor index u32 | zero u32     (position: in the last only)
+next input offset u64 | clock ms u64 | cursor offset u64 | cursor index u32 | accepted s u32 (in the last only)
 entries x row: digest 16 | seen at ms << 8 | flags (1: first seen, 2: waiting) u64 | payload start u32 | length u32
                | check u32
 payloads
@@ -135,10 +135,10 @@ def read_header(value: bytes, size: int | None = None) -> Header:
         )
     if version < 1 or len(value) < HEADER_BYTES:
         raise LedgerDamagedError("a changelog record has no whole header")
-    _, _, flags, entries, part, cycle, next_offset, clock_ms, at, index, _ = _HEADER.unpack_from(value)
+    _, _, flags, entries, part, cycle, next_offset, clock_ms, at, index, accepted = _HEADER.unpack_from(value)
     if (len(value) if size is None else size) < HEADER_BYTES + entries * ROW_BYTES:
         raise LedgerDamagedError("a changelog record is shorter than its entries")
-    position = Position(cycle, next_offset, clock_ms, Cursor(at, index)) if flags & _LAST else None
+    position = Position(cycle, next_offset, clock_ms, Cursor(at, index), accepted) if flags & _LAST else None
     return Header(entries, part, cycle, position)
 
 
@@ -233,8 +233,8 @@ def _starts(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def _header(entries: int, part: int, position: Position, *, last: bool) -> bytes:
     told = (
-        (position.next_offset, position.clock_ms, position.cursor.offset, position.cursor.index)
+        (position.next_offset, position.clock_ms, position.cursor.offset, position.cursor.index, position.accepted_s)
         if last
-        else (0, 0, 0, 0)
+        else (0, 0, 0, 0, 0)
     )
-    return _HEADER.pack(_MAGIC, VERSION, _LAST if last else 0, entries, part, position.cycle, *told, 0)
+    return _HEADER.pack(_MAGIC, VERSION, _LAST if last else 0, entries, part, position.cycle, *told)

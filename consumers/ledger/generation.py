@@ -108,7 +108,7 @@ class Generation:
             at.clock_ms,
             at.cursor.offset,
             at.cursor.index,
-            0,
+            at.accepted_s,
         )
         return encode_frame(self.last_offset + 1, FOOTER_TAG, body, salt=self.salt)
 
@@ -195,9 +195,9 @@ class Generation:
             self._read_all(scan_file(file, salt=self.salt))
 
     def _trust(self, footer: Frame, end: int) -> None:
-        started, first, last, cycle, next_offset, clock_ms, at, index, _ = _FOOTER.unpack(footer.body)
+        started, first, last, cycle, next_offset, clock_ms, at, index, accepted = _FOOTER.unpack(footer.body)
         self.started_ms, self.first_offset, self.last_offset = started, first, last
-        self.position = Position(cycle, next_offset, clock_ms, Cursor(at, index))
+        self.position = Position(cycle, next_offset, clock_ms, Cursor(at, index), accepted)
         self.end, self.sealed = end, True
 
     def _read_all(self, items: Iterator[Frame | Damage]) -> None:

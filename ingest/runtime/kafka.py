@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 from ingest.runtime.backoff import Backoff
 from ingest.runtime.clock import Clock, SystemClock
+from ingest.runtime.connections import notice_resets
 from ingest.runtime.errors import ServiceAwayError, UsageError
 
 T = TypeVar("T")
@@ -89,9 +90,12 @@ class TopicState:
 def client_options(login: KafkaLogin) -> dict[str, Any]:
     """Arguments that every aiokafka client takes: addresses, protocol, TLS context, login. They hold the password.
 
+    Clients made afterwards survive connections that brokers reset (`ingest.runtime.connections`).
+
     Raises:
         UsageError: a certificate or key cannot be read.
     """
+    notice_resets()
     options: dict[str, Any] = {
         "bootstrap_servers": [server.strip() for server in login.kafka_bootstrap_servers.split(",")],
         "security_protocol": login.kafka_security_protocol,
