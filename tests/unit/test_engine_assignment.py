@@ -1,5 +1,6 @@
 """Where a new owner reads on, and when it must not."""
 
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 
@@ -226,6 +227,24 @@ async def test_a_changelog_that_begins_too_late_needs_consent(
     assert ledger.waiting() == journal
     await restored(ledger, log, late_window_ms=late_window_ms, accept_loss=True)
     assert ledger.waiting() == 5
+
+
+@pytest.mark.parametrize(("examined", "late_window_ms"), [(False, 1), (True, 5)], ids=["deadlines", "late window"])
+@pytest.mark.parametrize(("accepted_s", "asks"), [(1, False), (0, True)], ids=["accepted", "not accepted"])
+async def test_an_accepted_loss_is_not_asked_about_again(
+    late_window_ms: int, accepted_s: int, *, examined: bool, asks: bool
+) -> None:
+    """Not of whoever has the partition next, either; a later loss is."""
+    ledger, records = MemoryLedger(), a_changelog(9, examined=examined)
+    position = ledger.position_of(records[-1][1])
+    assert position is not None
+    records.append((18, ledger.encode([], replace(position, cycle=10, accepted_s=accepted_s))[0]))
+    log = Log(records[4:], start=8)
+
+    with pytest.raises(FoundError) if asks else contextlib.nullcontext():
+        await restored(ledger, log, late_window_ms=late_window_ms)
+
+    assert ledger.waiting() == (0 if asks else 5)
 
 
 async def test_a_changelog_that_expired_as_it_may_asks_nobody() -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from consumers.engine import partition as engine_partition
 from consumers.engine.clock import Watermark
 from consumers.engine.cycle import Rules, digest_of
+from consumers.engine.kafka_raw import UnreadableError
 from consumers.engine.partition import PartitionWorker, Phase, Tools
 from consumers.engine.pipeline import Pace
 from consumers.engine.routing import Outlet, Routing
@@ -527,3 +529,59 @@ async def test_damage_that_cannot_be_thrown_away_is_left_behind() -> None:
 
     assert world.results() == keys(3)
     assert world.ended == [None]
+
+
+class Vanished(MemoryLedger):
+    """Local state whose folder is gone."""
+
+    def apply(self, records: Sequence[tuple[int, bytes]]) -> int:  # noqa: ARG002 - the protocol names it
+        """Find no file."""
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+async def test_state_whose_folder_is_gone_is_opened_anew() -> None:
+    """The same ledger would fail for ever."""
+    world = World(some(3))
+    gone = world.ledger = Vanished()
+
+    async with world.working():
+        await world.until(lambda: world.settled == 2)
+        assert gone.closed
+        world.ledger = MemoryLedger()
+        await world.until(lambda: world.ledger.position is not None)
+
+    assert world.results() == keys(3)
+
+
+async def test_an_accepted_loss_is_written_down_for_whoever_comes_next() -> None:
+    """With the position, at once and ever after."""
+    world = World(some(3), accept_loss=True)
+    world.log_start = 5
+    world.log = [(5, MemoryLedger().encode([], Position(9, 1, NOW_MS, Cursor()))[0])]
+
+    async with world.working():
+        await world.until(lambda: world.commits and world.commits[-1][1] == 3)
+        world.records += given(a_report("later"), first=3)
+        await world.until(lambda: world.commits[-1][1] == 4)
+
+    positions = [position for _, value in world.log if (position := MemoryLedger().position_of(value))]
+    assert [position.accepted_s * 1000 >= NOW_MS for position in positions[1:]] == [True] * (len(positions) - 1)
+    assert world.results() == [*keys(3)[1:], b"later"]
+
+
+async def test_a_partition_that_nobody_can_read_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another broker may have it whole after a while, without an operator."""
+    monkeypatch.setattr(engine_partition, "DAMAGED_AGAIN_S", 0.01)
+    world = World(some(3))
+    plain, failures = world.poll, [UnreadableError("damaged")]
+
+    async def poll(partition: int, **how: Any) -> Sequence[Given]:
+        if failures:
+            raise failures.pop()
+        return await plain(partition, **how)
+
+    world.poll = poll  # type: ignore[method-assign]
+
+    async with world.working():
+        await world.until(lambda: world.worker.phase is Phase.PAUSED)
+        await world.until(lambda: world.results() == keys(3))

@@ -1,16 +1,19 @@
 """Cycles that are prepared while the one before commits: ahead by one, on its overlay, and gone with it."""
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from consumers.engine import narrowing, pipeline
 from consumers.engine.breaker import RUN_RECORDS
 from consumers.engine.cycle import InternalError
 from consumers.engine.deciding import Decision, decide
 from consumers.engine.partition import Phase
-from consumers.engine.transaction import DoubtError, FencedError, RefusedError
-from consumers.entry import LedgerDamagedError
+from consumers.engine.transaction import DoubtError, FencedError, RefusedError, Send
+from consumers.entry import Due, LedgerDamagedError
 from tests.assembling import a_report
 from tests.unit.test_engine_cycle import Given, given
 from tests.unit.test_engine_partition import World, keys, some
@@ -218,3 +221,64 @@ async def test_a_ledger_that_fails_under_a_prepared_cycle_is_read_up(monkeypatch
         await world.until(lambda: world.commits and world.commits[-1][1] == 2 * FULL)
 
     assert world.results() == keys(FULL)
+
+
+async def test_after_a_refused_record_cycles_overlap_again() -> None:
+    """Once the record is a dead letter nothing is looked into any more."""
+    world = World(some(4 * FULL))
+    plain = world.commit
+
+    async def picky(sends: Sequence[Send], changelog: Sequence[bytes], next_offset: int) -> list[int]:
+        if any(record.key == b"m150" for send in sends if send.topic == "results" for record in send.records):
+            raise RefusedError("before")
+        return await plain(sends, changelog, next_offset)
+
+    world.commit = picky  # type: ignore[method-assign]
+
+    async with world.working():
+        await world.until(lambda: world.commits and world.commits[-1][1] == 4 * FULL)
+        world.gate = asyncio.Event()
+        world.records += given(*(a_report(f"late{number}") for number in range(2 * FULL)), first=4 * FULL)
+        polls = len(world.polls)
+        await world.until(lambda: world.polls[polls:].count(FULL) == 2)
+        world.gate.set()
+
+    assert world.letters() == [b"m150"]
+
+
+async def test_what_was_committed_is_counted_whatever_the_disk_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that cannot be removed costs no doubt: nothing rests on it."""
+
+    def failing(before_ms: int) -> None:
+        raise FileNotFoundError(before_ms)
+
+    world = World(some(3 * FULL))
+    monkeypatch.setattr(world.ledger, "forget", failing)
+    before = _counted()
+
+    async with world.working():
+        await world.until(lambda: world.commits and world.commits[-1][1] == 3 * FULL)
+        await world.until(lambda: _counted() == before + 3 * FULL)
+
+    assert world.settled == 1
+
+
+async def test_more_deadlines_do_not_wait_for_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long walk over what was answered is not held up by a quiet topic at each of its steps."""
+    world = World(some(1))
+    steps = iter([True] * 20)
+    due = world.ledger.due
+
+    def walking(*arguments: Any) -> Due:
+        return due(*arguments)._replace(more=next(steps, False))
+
+    monkeypatch.setattr(world.ledger, "due", walking)
+
+    async with world.working():
+        await world.until(lambda: len(world.polls) > 19)
+
+    assert world.time.now_s < 1
+
+
+def _counted() -> float:
+    return REGISTRY.get_sample_value("dlrflow_results_total", {"outcome": "delivered", "reason": "complete"}) or 0.0

@@ -55,3 +55,42 @@ def test_a_closed_shelf_keeps_nothing() -> None:
 
     assert early.closed
     assert late.closed
+
+
+def test_what_is_put_twice_is_not_lost() -> None:
+    """The former one gives its folder up."""
+    shelf = Shelf(Counting())
+    former, latter = MemoryLedger(), MemoryLedger()
+
+    shelf.put(0, former)
+    shelf.put(0, latter)
+
+    assert (former.closed, latter.closed) == (True, False)
+
+
+def test_what_comes_after_the_assignment_is_kept_only_if_it_is_ours() -> None:
+    """A worker that took long to stop must not hold the folder of somebody else's partition."""
+    shelf = Shelf(Counting())
+    shelf.keep({1})
+    ours, theirs = MemoryLedger(), MemoryLedger()
+
+    shelf.put(1, ours)
+    shelf.put(2, theirs)
+
+    assert (ours.closed, theirs.closed) == (False, True)
+
+
+def test_one_that_is_taken_while_others_are_closed_is_let_go() -> None:
+    """A thread that opens may come between any two steps."""
+    shelf = Shelf(Counting())
+
+    class Slow(MemoryLedger):
+        def close(self) -> None:
+            super().close()
+            for partition in (0, 1):
+                shelf.open(partition)
+
+    for partition in (0, 1):
+        shelf.put(partition, Slow())
+
+    shelf.keep(())
