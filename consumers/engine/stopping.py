@@ -55,6 +55,9 @@ async def stop_wholly(client: Client) -> None:
         if is_cancelled():
             raise
         await _close_what_is_left(client)
+    except Exception:
+        await _close_what_is_left(client)
+        raise
 
 
 def is_cancelled() -> bool:
