@@ -51,6 +51,10 @@ class Deadlines:
         """Forget the place: the journal is another one."""
         self._stopped = self._held = None
 
+    def prepare(self, cursor: Cursor) -> None:
+        """Find the place of a cursor now, at start: the first time it may be long."""
+        self._find(cursor)
+
     def due(self, cursor: Cursor, seen_until_ms: int, limit: int) -> Due:
         """As `consumers.engine.protocols.Ledger.due`."""
         if limit < 1:
@@ -126,17 +130,11 @@ class Deadlines:
 
     def _find(self, cursor: Cursor) -> tuple[int, int]:
         """The frame of the first record at or after a cursor: generation and byte."""
-        if self._stopped is not None and self._stopped[0] <= cursor.offset:
-            number, start = self._stopped[1:]
-        else:
-            number, start = 0, 0
+        if self._stopped is not None and self._stopped[0] == cursor.offset:
+            return self._stopped[1:]
         for generation in self._journal.generations:
-            if generation.number < number or generation.last_offset < cursor.offset:
-                continue
-            for stored in generation.records(start if generation.number == number else 0):
-                if stored.offset >= cursor.offset:
-                    self._stop_at(stored)
-                    return stored.frame
+            if generation.last_offset >= cursor.offset and (stored := generation.first_from(cursor.offset)):
+                return stored.frame
         return self._journal.end()
 
     def _rows_of(self, stored: Stored) -> Rows:

@@ -1,10 +1,13 @@
 """One file of the journal: the cycles of one generation of the partition clock."""
 
+import bisect
+import errno
 import mmap
+import operator
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -18,12 +21,17 @@ from consumers.ledger.reading import lost_is_damage
 from ingest.runtime.files import FileSystem, Readable
 from ingest.runtime.logfile import HEADER_BYTES, Damage, Frame, Head, decode_header, encode_frame, scan, scan_file
 
+MARK_BYTES = 128 * 1024
+"""About how far apart the frames are that are found without a walk."""
+
 RECORD_TAG = b"record".ljust(16, b"\0")
 FOOTER_TAG = b"footer".ljust(16, b"\0")
 
 _FOOTER = struct.Struct("<QQQQQQQII")
 _FOOTER_FRAME_BYTES = HEADER_BYTES + _FOOTER.size
 _ROW_AS_BYTES = np.dtype((np.void, ROW_BYTES))
+_POPULATE_READ = 22  # MADV_POPULATE_READ of madvise(2), since Linux 5.14
+_READ_AHEAD_BYTES = 64 * 1024
 _NAME = re.compile(r"journal-(\d{8,})-([0-9a-f]{8})\.log")
 
 
@@ -76,6 +84,7 @@ class Generation:
     position: Position | None = None
     sealed: bool = False
     _map: mmap.mmap | None = field(default=None, repr=False)
+    _marks: list[tuple[int, int]] = field(default_factory=list, repr=False)  # changelog offset and byte of some frames
 
     @classmethod
     def named(cls, folder: Path, number: int, salt: int) -> Self:
@@ -92,6 +101,7 @@ class Generation:
         """Count a whole cycle in: the offsets of its first and last record, and the byte after it."""
         if self.position is None:
             self.started_ms, self.first_offset = position.clock_ms, first_offset
+        self._mark(first_offset, self.end)
         self.last_offset, self.position, self.end = last_offset, position, end
 
     def footer(self) -> bytes:
@@ -134,14 +144,31 @@ class Generation:
         """
         if start >= self.end:
             return
-        data, after = self.view(self.end), -1
+        data, after, readable = self.view(self.end), -1, start
         while start < self.end:
             body = start + HEADER_BYTES
+            if body > readable:
+                readable = start + _READ_AHEAD_BYTES
+                self._read_in([(start, readable)])
             head = decode_header(data[start:body], salt=self.salt)
             if head is None or head.sequence <= after or body + head.length > self.end:
                 raise LedgerDamagedError(f"{self.path.name} has no frame where one was written")
+            self._mark(head.sequence, start)
             yield Stored(self.number, body, head)
             start, after = body + head.length, head.sequence
+
+    def first_from(self, offset: int) -> Stored | None:
+        """The first record at or after a changelog offset, None if all are before it.
+
+        Frames are walked over from the nearest one that is known. Those that were appended or walked over are known,
+        one for every `MARK_BYTES`; so this is long at most once, in a file that was sealed when it was found.
+
+        Raises:
+            LedgerDamagedError: as `records`.
+        """
+        known = bisect.bisect_right(self._marks, offset, key=operator.itemgetter(0))
+        start = self._marks[known - 1][1] if known else 0
+        return next((stored for stored in self.records(start) if stored.offset >= offset), None)
 
     def value_of(self, stored: Stored) -> bytes:
         """A changelog record as it was applied.
@@ -149,7 +176,9 @@ class Generation:
         Raises:
             LedgerDamagedError: something else stands there.
         """
-        value = self.view(self.end)[stored.start : stored.end]
+        data = self.view(self.end)
+        self._read_in([(stored.start, stored.end)])
+        value = data[stored.start : stored.end]
         if not stored.head.vouches_for(value, salt=self.salt):
             raise LedgerDamagedError(f"{self.path.name} is damaged from byte {stored.start} to {stored.end}")
         return value
@@ -172,6 +201,7 @@ class Generation:
     def rows(self, starts: npt.NDArray[np.int64]) -> Rows:
         """The rows that begin at these byte offsets."""
         data = self.view(self.end)
+        self._read_in(_stretches(starts, starts + ROW_BYTES))
         # One row may begin at any byte: an array of overlapping rows is gathered from in one step, without copies; as
         # plain bytes, since fields would be copied one by one.
         return np.ndarray((self.end - ROW_BYTES + 1,), _ROW_AS_BYTES, data, strides=(1,))[starts].view(ROW)
@@ -179,11 +209,38 @@ class Generation:
     def payloads(self, begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> list[bytes]:
         """The bytes between these offsets."""
         data = self.view(self.end)
+        self._read_in(_stretches(begins, ends))
         return [data[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
 
     def forget_view(self) -> None:
         """Let go of the memory; views that somebody still holds keep it alive."""
         self._map = None
+
+    def _mark(self, offset: int, start: int) -> None:
+        if not self._marks or start >= self._marks[-1][1] + MARK_BYTES:
+            self._marks.append((offset, start))
+
+    def _read_in(self, stretches: Iterable[tuple[int, int]]) -> None:
+        """Have stretches of a sealed file read before they are touched.
+
+        To touch a page that the device has lost ends the process (SIGBUS): at each start again, since nothing but the
+        footer of a sealed file is read there. The file that is not sealed is read whole at the start, and spared this.
+        (A read of each entry would cost as much on its own, and let every other thread go first.)
+
+        Raises:
+            LedgerDamagedError: the device does not give them.
+        """
+        data = self._map
+        if not self.sealed or data is None:
+            return
+        with lost_is_damage(self.path.name):
+            for begin, end in stretches:
+                begin -= begin % mmap.PAGESIZE  # noqa: PLW2901
+                try:
+                    data.madvise(_POPULATE_READ, begin, end - begin)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:  # a kernel that does not know it yet
+                        raise
 
     def _recover(self, file: Readable) -> None:
         size = file.size()
@@ -216,3 +273,14 @@ class Generation:
             if position is not None:
                 self.note(first, item.sequence, position, item.end)
                 first = -1
+
+
+def _stretches(begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """The pages that hold the bytes between these offsets, as few stretches as they make."""
+    first, after = begins // mmap.PAGESIZE, -(-ends // mmap.PAGESIZE)
+    order = np.argsort(first)
+    first, after = first[order], np.maximum.accumulate(after[order])
+    apart = first[1:] > after[:-1]
+    from_bytes = first[np.concatenate(([True], apart))] * mmap.PAGESIZE
+    to_bytes = after[np.concatenate((apart, [True]))] * mmap.PAGESIZE
+    return zip(from_bytes.tolist(), to_bytes.tolist(), strict=True)

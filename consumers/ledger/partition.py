@@ -185,6 +185,8 @@ class PartitionLedger:
         if batch:
             self._replay(batch, data)
         self._index.count_waiting()
+        if self.position is not None:
+            self._deadlines.prepare(self.position.cursor)
 
     def _replay(self, batch: Sequence[Stored], data: Sequence[bytes]) -> None:
         """Put records of one generation into the index again."""

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from consumers.entry import LedgerDamagedError
 
-_LOST = {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA}
+_LOST = {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA, errno.EFAULT}
+"""EFAULT is what mapped memory says of it (madvise(2))."""
 
 
 @contextlib.contextmanager

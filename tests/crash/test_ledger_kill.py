@@ -1,12 +1,17 @@
-"""The ledger under kill -9: what is opened afterwards is whole cycles, behind the changelog at most."""
+"""The ledger under kill -9: what is opened afterwards is whole cycles, behind the changelog at most.
 
+And on a disk that loses what was written, which must not end the process.
+"""
+
+import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 
-from consumers.entry import Cursor, Entry, Position
+from consumers.entry import Cursor, Entry, LedgerDamagedError, Position
 from consumers.ledger.changelog import encode_cycle
 from consumers.ledger.partition import PartitionLedger, Sizes
 from consumers.ledger.store import Identity, Store
@@ -120,5 +125,34 @@ def test_killed_ledger_opens_as_whole_cycles_and_never_ahead(tmp_path: Path) -> 
     assert reached > ROUNDS * 2
 
 
+def run_on_a_disk_that_loses(folder: Path) -> None:
+    """Ask for what stands in a page that cannot be read any more, then restore it."""
+    ledger = a_store(folder).open(0)
+    records = [record for cycle in range(1, CYCLES_BEFORE_KILL) for record in cycle_records(cycle)]
+    ledger.apply(records)
+    check(ledger, CYCLES_BEFORE_KILL - 1)
+    os.truncate(min(folder.glob("**/journal-*.log")), 4096)  # in a mapped file the same as a bad sector
+    questions: list[Callable[[], object]] = [
+        lambda: ledger.lookup([digest(10, n) for n in range(ENTRIES)]),
+        lambda: ledger.due(Cursor(), sys.maxsize, 1),
+    ]
+    for ask in questions:
+        try:
+            ask()
+        except LedgerDamagedError:
+            continue
+        sys.exit("an answer was made up")
+    ledger.discard()
+    ledger.apply(records)
+    check(ledger, CYCLES_BEFORE_KILL - 1)
+
+
+def test_page_that_the_device_has_lost_is_damage_and_not_the_end(tmp_path: Path) -> None:
+    """A bad sector in a file that no start reads would kill the process, and the next one, for ever."""
+    done = subprocess.run([sys.executable, "-m", __name__, str(tmp_path), "lose"], check=False)
+
+    assert done.returncode == 0
+
+
 if __name__ == "__main__":
-    run_child(Path(sys.argv[1]))
+    (run_on_a_disk_that_loses if "lose" in sys.argv else run_child)(Path(sys.argv[1]))

@@ -13,12 +13,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from consumers.entry import Cursor, Entry, LedgerDamagedError, LedgerFormatError, Position
-from consumers.ledger import deadlines
+from consumers.ledger import deadlines, generation
 from consumers.ledger.index import Index
 from consumers.ledger.partition import PartitionLedger, Sizes
 from consumers.ledger.store import Identity, Store, encode_manifest
 from ingest.runtime.errors import UsageError
 from ingest.runtime.files import RealFileSystem
+from ingest.runtime.logfile import Head, decode_header
 from tests.fakes.files import FaultyFileSystem
 
 GENERATION_MS = 1000
@@ -68,10 +69,10 @@ def make(tmp_path: Path, steps: Steps) -> Iterator[MakeStore]:
         yield a_store
 
 
-def write(ledger: PartitionLedger, cycle: int, *, clock_ms: int = 0) -> tuple[int, bytes]:
+def write(ledger: PartitionLedger, cycle: int, *, clock_ms: int = 0, cursor: Cursor | None = None) -> tuple[int, bytes]:
     """Apply a cycle with one entry."""
     entry = Entry(cycle.to_bytes(16, "big"), clock_ms, first_seen=True, waiting=True, payload=b"%d" % cycle)
-    [value] = ledger.encode([entry], Position(cycle, cycle, clock_ms, Cursor()))
+    [value] = ledger.encode([entry], Position(cycle, cycle, clock_ms, cursor or Cursor()))
     ledger.apply([(cycle * 2, value)])
     return cycle * 2, value
 
@@ -423,6 +424,37 @@ def test_look_at_the_deadlines_is_bounded_in_what_it_reads(
 
     assert found == [b"%d" % cycle for cycle in range(1, 7)]
     assert looks == 6
+    ledger.close()
+
+
+@pytest.mark.parametrize("found", ["appended", "open", "sealed"])
+def test_look_at_the_deadlines_begins_near_its_cursor(
+    found: str, make: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No look walks over a whole generation, the first after a start and one after a doubt neither."""
+    monkeypatch.setattr(generation, "MARK_BYTES", 1000)
+    ledger = make().open(1)
+    for cycle in range(1, 201):
+        write(ledger, cycle, clock_ms=cycle, cursor=Cursor(max(0, cycle * 2 - 10)))
+    if found == "sealed":
+        write(ledger, 201, clock_ms=2 * GENERATION_MS, cursor=Cursor(392))
+    if found != "appended":
+        ledger.close()
+        ledger = make().open(1)
+    heads: list[bytes] = []
+
+    def decoded(head: bytes, *, salt: int) -> Head | None:
+        heads.append(head)
+        return decode_header(head, salt=salt)
+
+    monkeypatch.setattr(generation, "decode_header", decoded)
+
+    for offset in (390, 388, 200, 390):
+        heads.clear()
+        due = ledger.due(Cursor(offset), offset // 2, 1)
+        assert due.messages == [((offset // 2).to_bytes(16, "big"), b"%d" % (offset // 2))]
+        assert len(heads) < 20
+
     ledger.close()
 
 
