@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaProducer
 
 from consumers.commands.assemble import MakeStore
 from consumers.engine.assignment import restore
-from consumers.engine.cycle import digest_of
+from consumers.engine.cycle import Rules, digest_of
 from consumers.engine.kafka import ChangelogReader
 from consumers.entry import Cursor, Position
 from consumers.ledger.partition import Sizes
@@ -90,7 +90,7 @@ async def memory(
         with contextlib.closing(ledger):
             if restored:
                 async with ChangelogReader(bench.options, bench.changelog, partition) as reader:
-                    await restore(ledger, reader)
+                    await restore(ledger, reader, _rules_of(settings, partition, bench.partitions), accept_loss=False)
             return Memory(
                 ledger.position,
                 ledger.next_changelog_offset(),
@@ -98,6 +98,16 @@ async def memory(
                 ledger.due(Cursor(), FAR_FUTURE_MS, MANY).messages,
                 ledger.lookup([digest_of(name.encode()) for name in message_ids]),
             )
+
+
+def _rules_of(settings: AssembleSettings, partition: int, partitions: int) -> Rules:
+    return Rules(
+        reports_topic=settings.reports_topic,
+        partition=partition,
+        partitions=partitions,
+        timeout_ms=settings.reassembly_timeout_s * 1000,
+        late_window_ms=settings.late_window_s * 1000,
+    )
 
 
 async def assert_same_memory(bench: Bench, alone: Path, message_ids: Sequence[str]) -> None:
