@@ -13,6 +13,7 @@ checked when it is opened: a digest that a flipped bit hides would be a new mess
 the journal.
 """
 
+import contextlib
 import mmap
 import os
 import re
@@ -101,7 +102,7 @@ def write_run(fs: FileSystem, path: Path, parts: Iterator[Columns], reach: Reach
         capacity: at least how many digests there are.
 
     Raises:
-        OSError: nothing is left behind; so with whatever `parts` raises.
+        OSError: nothing is left behind that counts; so with whatever `parts` raises.
     """
     file = fs.create(path)
     try:
@@ -126,7 +127,8 @@ def write_run(fs: FileSystem, path: Path, parts: Iterator[Columns], reach: Reach
         file.sync()
     except BaseException:
         file.close()
-        fs.unlink(path)
+        with contextlib.suppress(OSError):  # `recover` removes it otherwise; what ended the writing is what matters
+            fs.unlink(path)
         raise
     file.close()
 
@@ -147,7 +149,9 @@ def open_run(path: Path) -> Run:
             os.close(descriptor)
     columns = Columns(*(np.frombuffer(data, np.uint64, header.digests, begin) for begin in header.columns))
     words = np.frombuffer(data, np.uint64, header.words, _HEADER_BYTES)
-    return Run(header.reach, columns, words, path=path, checks=header.checks, greatest=header.greatest)
+    return Run(
+        header.reach, columns, words, path=path, checks=(*header.checks, header.filter_check), greatest=header.greatest
+    )
 
 
 def _encode(header: _Header) -> bytes:

@@ -75,7 +75,7 @@ class Run:
             columns: no digest twice.
             words: the filter.
             path: the file, None in memory.
-            checks: CRC32C of each column as it was written, nothing in memory.
+            checks: CRC32C of each column and of the filter as they were written, nothing in memory.
             greatest: of the places, if it is known.
         """
         self.reach = reach
@@ -88,6 +88,13 @@ class Run:
     def __len__(self) -> int:
         """Number of digests."""
         return len(self.columns.high)
+
+    def filter_check(self) -> int:
+        """CRC32C of the filter as it is."""
+        value = 0
+        for begin in range(0, len(self._words), MERGE_STEP):
+            value = google_crc32c.extend(value, self._words[begin : begin + MERGE_STEP].tobytes())
+        return value
 
     def find(self, keys: Keys) -> Places:
         """The place of each digest, 0 where it is not in this run."""
@@ -186,7 +193,7 @@ class _Reader:
 
     def check(self) -> None:
         """Raise if something else was read than what had been written."""
-        if self._run.path is not None and tuple(self._sums) != self._run.checks:
+        if self._run.path is not None and (*self._sums, self._run.filter_check()) != self._run.checks:
             raise LedgerDamagedError(f"{self._run.path.name} is not what was written any more")
 
     def _read(self, number: int, column: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

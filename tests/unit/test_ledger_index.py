@@ -248,24 +248,37 @@ def test_oldest_run_that_is_missing_takes_the_newer_ones_with_it(
     again.close()
 
 
-def test_run_that_changes_under_an_open_index_is_noticed_by_its_merge(index: Index, tmp_path: Path) -> None:
-    """A merge reads all of a run: what it does not vouch for any more is said, and no answer is taken from it."""
+@pytest.mark.parametrize("at", [-5, 130], ids=["place", "filter"])
+@pytest.mark.parametrize("refused", ["unlink", "nothing"])
+def test_run_that_changes_under_an_open_index_is_noticed_by_its_merge(
+    at: int, refused: str, tmp_path: Path, worker: Executor
+) -> None:
+    """A merge reads all of a run: what it does not vouch for any more is said, though the disk takes nothing more."""
+    fs = FaultyFileSystem(RealFileSystem())
+    index = Index(fs, tmp_path, worker, seal_entries=SEAL)
     fill(index, 3 * SEAL, step=SEAL)
     index.settle()
     path = min(tmp_path.glob("run-*.idx"))
     data = path.read_bytes()
     with path.open("r+b") as file:
-        file.seek(len(data) - 5)
-        file.write(bytes([data[-5] ^ 4]))
+        file.seek(at % len(data))
+        file.write(bytes([data[at] ^ 4]))
 
+    def refuse(call: str, path: Path) -> None:
+        if call == refused:
+            raise OSError(30, "Read-only file system", str(path))
+
+    fs.plan = refuse
     fill(index, 2 * SEAL, seed=2, first_place=10_000, step=SEAL)
     with pytest.raises(LedgerDamagedError, match="any more"):
         index.settle()
 
     assert "any more" in str(index.damage)
+    fs.plan = None
     index.discard()
     assert index.damage is None
     assert not list(tmp_path.iterdir())
+    index.close()
 
 
 def test_forgotten_places_are_unknown_and_their_runs_are_removed(index: Index, tmp_path: Path) -> None:
