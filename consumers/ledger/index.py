@@ -84,6 +84,8 @@ class Index:
         Raises:
             Exception: what sealing failed with while it was waited for; some digests may have no place yet.
         """
+        if not len(high):
+            return  # a run must not reach into a generation without a place in it: with the last place it would go
         if len(self._table) and len(self._table) + len(high) > self._seal_entries:
             self._older.add(self._table, self._covered)
             self._table = Table(self._seal_entries)

@@ -119,7 +119,8 @@ class Journal:
 
         Raises:
             OSError: nothing of it was taken; the next try goes on from the same place.
-            LedgerDamagedError: a generation could not be synced, so that what stands in it is not certain.
+            LedgerDamagedError: a generation could not be synced, so that what stands in it is not certain; or it was
+                removed.
         """
         generation, writer = self._writable(batch[0].position.clock_ms)
         parts, ends, at = [], [], generation.end
@@ -300,7 +301,10 @@ class Journal:
         return generation, self._writer
 
     def _writer_of(self, generation: Generation, resume_at: int | None) -> LogWriter:
-        return LogWriter(self._fs, generation.path, self._preallocate_bytes, resume_at=resume_at)
+        try:
+            return LogWriter(self._fs, generation.path, self._preallocate_bytes, resume_at=resume_at)
+        except FileNotFoundError as error:
+            raise LedgerDamagedError(f"{generation.path.name} or its folder was removed") from error
 
     def _seal(self) -> None:
         generation = self.generations[-1]

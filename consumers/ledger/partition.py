@@ -136,7 +136,14 @@ class PartitionLedger:
 
     def forget(self, before_ms: int) -> None:  # noqa: D102 - see Ledger
         position = self.position
-        if position is not None and self._journal.forget(before_ms, position.cursor):
+        if position is None:
+            return
+        try:
+            went = self._journal.forget(before_ms, position.cursor)
+        except BaseException:
+            self._index.forget(self._journal.floor)  # some may have gone before it failed
+            raise
+        if went:
             self._index.forget(self._journal.floor)
 
     def waiting(self) -> int:  # noqa: D102 - see Ledger

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 
 from consumers.entry import Cursor, Entry, LedgerDamagedError, LedgerFormatError, Position
 from consumers.ledger import deadlines, generation
-from consumers.ledger.index import Index
+from consumers.ledger.index import SEAL_ENTRIES, Index
 from consumers.ledger.partition import PartitionLedger, Sizes
 from consumers.ledger.store import Identity, Store, encode_manifest
 from ingest.runtime.errors import UsageError
@@ -55,12 +56,14 @@ def make(tmp_path: Path, steps: Steps) -> Iterator[MakeStore]:
     """Stores over one folder, as of several processes."""
     with ThreadPoolExecutor(1) as worker:
 
-        def a_store(identity: Identity = IDENTITY, fs: FaultyFileSystem | None = None) -> Store:
+        def a_store(
+            identity: Identity = IDENTITY, fs: FaultyFileSystem | None = None, seal_entries: int = SEAL_ENTRIES
+        ) -> Store:
             return Store(
                 tmp_path / "var" / "state",
                 fs or RealFileSystem(),
                 identity,
-                Sizes(generation_ms=GENERATION_MS, preallocate_bytes=4096),
+                Sizes(generation_ms=GENERATION_MS, preallocate_bytes=4096, seal_entries=seal_entries),
                 worker=worker,
                 monotonic=lambda: steps.now,
                 sleep=steps.sleep,
@@ -321,6 +324,55 @@ def test_forgotten_generation_is_unlinked(make: MakeStore, tmp_path: Path) -> No
     ledger.close()
 
 
+def test_runs_outlive_the_generation_that_ended_in_idle_cycles(make: MakeStore, tmp_path: Path) -> None:
+    """An empty cycle that begins a generation does not make a run of the one before it count for both."""
+    ledger = make(seal_entries=1).open(1)
+    write(ledger, 1, clock_ms=1000)
+    [idle] = ledger.encode([], Position(2, 2, 2000, Cursor(3)))
+    ledger.apply([(4, idle)])
+    for cycle in range(3, 6):
+        write(ledger, cycle, clock_ms=cycle + 2100, cursor=Cursor(3))
+    ledger.settle()
+    ledger.forget(1500)
+    runs = sorted(folder_of(tmp_path).glob("run-*"))
+    assert len(runs) == 2
+    ledger.close()
+
+    with capture_logs() as logs:
+        ledger = make(seal_entries=1).open(1)
+
+    assert logs == []
+    assert sorted(folder_of(tmp_path).glob("run-*")) == runs
+    assert known(ledger, 1, 3, 5) == [None, b"3", b"5"]
+    ledger.close()
+
+
+@pytest.mark.parametrize("call", ["sync_dir", "unlink"])
+def test_forgetting_that_fails_half_way_leaves_nothing_to_stumble_over(call: str, make: MakeStore) -> None:
+    """What is gone is unknown, what is left is known, and the next try goes on."""
+    fs = FaultyFileSystem(RealFileSystem())
+    ledger = make(fs=fs).open(1)
+    for cycle in range(1, 10):
+        write(ledger, cycle, clock_ms=cycle * 1000, cursor=Cursor(cycle * 2))
+    calls: list[Path] = []
+
+    def refuse(name: str, path: Path) -> None:
+        if name == call:
+            calls.append(path)
+            if call == "sync_dir" or len(calls) > 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    fs.plan = refuse
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        ledger.forget(3500)
+    fs.plan = None
+
+    assert known(ledger, 1, 9) == [None, b"9"]
+    ledger.forget(3500)
+    assert known(ledger, 1, 3, 4, 9) == [None, None, b"4", b"9"]
+    ledger.close()
+
+
 @pytest.mark.parametrize("call", ["pwrite", "allocate", "create"])
 def test_failed_append_leaves_the_cycle_before(call: str, make: MakeStore) -> None:
     """A disk that does not take a cycle is told; once it does, the same records go in and nothing is missing."""
@@ -519,6 +571,24 @@ def test_removed_folder_is_damage_and_a_new_start_makes_it_anew(make: MakeStore,
 
     after = make().open(1)
     assert after.next_changelog_offset() == 0
+    after.close()
+
+
+def test_folder_that_is_removed_under_an_open_ledger_is_damage(make: MakeStore, tmp_path: Path) -> None:
+    """A cycle that has no place to go to says so: to try it again in the same place would never end."""
+    ledger = make().open(1)
+    write(ledger, 1)
+    shutil.rmtree(folder_of(tmp_path))
+
+    with pytest.raises(LedgerDamagedError, match="removed"):
+        write(ledger, 2, clock_ms=2 * GENERATION_MS)
+    with pytest.raises(FileNotFoundError):
+        ledger.discard()
+    ledger.close()
+
+    after = make().open(1)
+    write(after, 1)
+    assert known(after, 1) == [b"1"]
     after.close()
 
 
