@@ -200,7 +200,7 @@ async def _continue(ledger: Ledger, changelog: Changelog, start: int, end: int) 
         end = behind  # nothing but the marker of our last cycle can stand behind it
     async with aclosing(_read(changelog, max(start, behind) if known is None else known, end)) as parts:
         if known is not None:
-            records = await anext(parts, [])
+            records: list[tuple[int, bytes]] = await anext(parts, [])
             if (
                 not records
                 or records[0][0] != known
@@ -247,7 +247,8 @@ async def _missing(ledger: Ledger, changelog: Changelog, start: int, end: int, l
                 last = _first_position(ledger, reversed(records)) or last
     if first is None or last is None:
         return None
-    if last.cursor.offset < start and first.clock_ms > last.accepted_s * 1000:
+    # A cursor stands right behind a record, where the marker of its transaction is.
+    if last.cursor.offset < start - 1 and first.clock_ms > last.accepted_s * 1000:
         return f"the changelog begins at {start}, and what stood before it was not examined for timeouts yet"
     # What was lost before an operator accepted it is not asked about again.
     if first.clock_ms > max(last.clock_ms - late_window_ms, last.accepted_s * 1000):

@@ -19,6 +19,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 
+from consumers.commands.assemble import IDLE_CYCLES
 from consumers.commands.ledgers import local_ledgers
 from consumers.engine.metrics import RESTORED
 from consumers.entry import Cursor, LedgerFormatError, Position
@@ -105,21 +106,23 @@ async def test_a_changelog_that_begins_behind_the_local_state(
     kafka_bootstrap: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     """Its retention went past where this member stopped: what is left of it is all that counts, and it is said."""
-    bench = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path / "state", partitions=1)
-    other = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path / "other", partitions=1)
+    bench = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path / "state", partitions=1, late_window_s=1)
+    other = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path / "other", partitions=1, late_window_s=1)
     await bench.make_topics()
     old, gone = some_reports(50), some_reports(50, first=100)
     first, second, third = in_parts(60)
     await _assembled(bench, old)
     await _assembled(other, gone)
     expired = await _changelog_end(bench)
-    await _assembled(other, [*first, *second])
+    await _assembled(other, first)
+    await asyncio.sleep(1.1)  # the late window itself
+    await _assembled(other, second)
     await _expire_before(bench, expired)
 
     with structlog.testing.capture_logs() as logs:
         await _assembled(bench, third)
 
-    (line,) = _events(logs, "local state does not meet the changelog and is discarded")
+    (line,) = _events(logs, "local state is discarded and restored")
     assert line["changelog_start"] == expired > line["local_next"]
     await _assert_exact(bench, [*old, *gone, *first, *second, *third])
     await assert_same_memory(bench, tmp_path / "alone", ids(old, gone, first))
@@ -129,14 +132,21 @@ async def test_an_idle_partition_keeps_its_position_from_expiring(
     kafka_bootstrap: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     """It is written again before the retention takes it: a new disk then knows how far the input was read."""
-    bench = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path / "state", partitions=1, reports_retention_s=2)
+    bench = Bench(
+        kafka_bootstrap,
+        topic_prefix,
+        state_dir=tmp_path / "state",
+        partitions=1,
+        reports_retention_s=2,
+        late_window_s=1,
+    )
     await bench.make_topics()
     reports = some_reports(40)
     await _assembled(bench, reports)
     expired = await _changelog_end(bench)
 
     async def written_again() -> bool:
-        return await _changelog_end(bench) > expired + 2
+        return await _changelog_end(bench) > expired + 2 * IDLE_CYCLES
 
     async with bench.assembling(local_ledgers(bench.settings)) as running:
         await until(written_again, running)
@@ -146,6 +156,30 @@ async def test_an_idle_partition_keeps_its_position_from_expiring(
     await _assembled(bench, more)
 
     await _assert_exact(bench, [*reports, *more])
+
+
+async def test_a_changelog_that_was_cut_too_early_is_no_memory(
+    kafka_bootstrap: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Status 1 for whoever has no journal, until the loss is accepted; then for nobody any more."""
+    bench = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path / "state", partitions=1)
+    other = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path / "other", partitions=1)
+    third = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path / "third", partitions=1)
+    await bench.make_topics()
+    lost, kept, more, late = (some_reports(30, first=first) for first in (0, 100, 200, 300))
+    await _assembled(bench, lost)
+    cut = await _changelog_end(bench)
+    await _assembled(bench, kept)
+    await _expire_before(bench, cut)
+
+    for _ in range(2):
+        with pytest.raises(FoundError, match=r"begins at .* later than the late window.*--accept-loss") as found:
+            await _assembled(other, [])
+        assert found.value.status == 1
+    await _assembled(other, more, accept_loss=True)
+    await _assembled(third, [*late, *kept])
+
+    await _assert_exact(bench, [*lost, *kept, *more, *late])
 
 
 async def test_a_changelog_made_anew_takes_no_journal_along(
