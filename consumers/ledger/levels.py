@@ -1,5 +1,6 @@
 """The older levels of an index: full tables, and the runs that they become and are merged into beside the work."""
 
+import contextlib
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -158,7 +159,7 @@ class Levels:
             self.floor = floor
             gone = [one for one in self._older if isinstance(one, Run) and one.greatest < floor]
             self._older = tuple(one for one in self._older if one not in gone)
-            self._unlink(gone)
+            self._unlink(gone, self._epoch)
 
     def discard(self) -> None:
         """Forget everything and remove the runs. A job that waits or runs ends without a trace.
@@ -170,8 +171,10 @@ class Levels:
         self._seals, self._sealed, self.floor, self.damage = 0, NOTHING, 0, None
         with self._lock:
             for name in self._fs.listdir(self._folder):
-                if parse_name(name) is not None or is_unfinished(name):
+                if parse_name(name) is not None:
                     self._fs.unlink(self._folder / name)
+                elif is_unfinished(name):
+                    self._remove_unfinished(name)
 
     def close(self) -> None:
         """Let go of the files; a job that runs is not waited for, it ends without a trace. Twice is harmless."""
@@ -194,8 +197,12 @@ class Levels:
 
     def _span_of(self, name: str) -> Span | None:
         if is_unfinished(name):
-            self._fs.unlink(self._folder / name)
+            self._remove_unfinished(name)
         return parse_name(name)
+
+    def _remove_unfinished(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # the job of a ledger that was closed here removed it itself
+            self._fs.unlink(self._folder / name)
 
     def _frozen(self) -> list[Frozen]:
         return [one for one in self._older if isinstance(one, Frozen)]
@@ -229,7 +236,7 @@ class Levels:
 
     def _seal(self, frozen: Frozen, epoch: int) -> None:
         columns = combine([frozen.columns], 0)
-        run = self._written(iter([columns]), frozen.reach, len(columns.high))
+        run = self._written(iter([columns]), frozen.reach, len(columns.high), epoch)
         if run is None or not self._publish([frozen], run, epoch):
             self._publish([frozen], in_memory(frozen.reach, columns), epoch)
 
@@ -237,7 +244,7 @@ class Levels:
         """Make one run of several, newest first; False if the disk does not take it."""
         parts = self._while_current(merge(chosen, self.floor), epoch)
         try:
-            run = self._written(parts, merged_reach(chosen), sum(map(len, chosen)))
+            run = self._written(parts, merged_reach(chosen), sum(map(len, chosen)), epoch)
         except LedgerDamagedError as error:
             with self._lock:
                 if epoch == self._epoch:
@@ -252,18 +259,18 @@ class Levels:
                 return
             yield part
 
-    def _written(self, parts: Iterator[Columns], reach: Reach, capacity: int) -> Run | None:
+    def _written(self, parts: Iterator[Columns], reach: Reach, capacity: int, epoch: int) -> Run | None:
         path = self._folder / unfinished_name(secrets.token_hex(8))
         try:
             write_run(self._fs, path, parts, reach, capacity)
         except OSError as error:
-            _log.warning("a run of the ledger could not be written", folder=str(self._folder), why=str(error))
+            self._warn(epoch, "a run of the ledger could not be written", error)
             return None
         try:
             return open_run(path)
         except (OSError, LedgerDamagedError) as error:
-            _log.warning("a run of the ledger was not written well", folder=str(self._folder), why=str(error))
-            self._remove(path)
+            self._warn(epoch, "a run of the ledger was not written well", error)
+            self._remove(path, epoch)
             return None
 
     def _publish(self, replaced: Sequence[Level], run: Run, epoch: int) -> bool:
@@ -271,36 +278,41 @@ class Levels:
         with self._lock:
             left = [one for one in self._older if one in replaced]
             if epoch != self._epoch or not left:
-                self._unlink([run])
+                self._unlink([run], epoch)
                 return True
             if run.path is not None:
                 target = self._folder / run_name(run.reach.span)
                 try:
                     self._fs.rename(run.path, target)
                 except OSError as error:
-                    _log.warning("a run of the ledger could not be named", folder=str(self._folder), why=str(error))
-                    self._unlink([run])
+                    self._warn(epoch, "a run of the ledger could not be named", error)
+                    self._unlink([run], epoch)
                     return False
                 run.path = target
             at = self._older.index(left[0])
             rest = [one for one in self._older if one not in replaced]
             self._older = (*rest[:at], run, *rest[at:])
-            self._unlink([one for one in left if isinstance(one, Run)])
+            self._unlink([one for one in left if isinstance(one, Run)], epoch)
             return True
 
-    def _unlink(self, runs: Sequence[Run]) -> None:
+    def _unlink(self, runs: Sequence[Run], epoch: int) -> None:
         """Remove files that nobody reads any more. One that stays is harmless: `recover` sorts it out."""
         for run in runs:
             if run.path is not None:
-                self._remove(run.path)
+                self._remove(run.path, epoch)
 
-    def _remove(self, path: Path) -> None:
+    def _remove(self, path: Path, epoch: int) -> None:
         try:
             self._fs.unlink(path)
         except FileNotFoundError:  # whoever holds the folder now has cleaned up
             return
         except OSError as error:
-            _log.warning("a run of the ledger could not be removed", path=str(path), why=str(error))
+            self._warn(epoch, "a run of the ledger could not be removed", error)
+
+    def _warn(self, epoch: int, event: str, error: Exception) -> None:
+        """Say what a job met, unless the levels were closed or discarded since: the folder is not ours any more."""
+        if epoch == self._epoch:
+            _log.warning(event, folder=str(self._folder), why=str(error))
 
 
 def _check_place(run: Run, span: Span, before: Run | None, floor: int) -> None:

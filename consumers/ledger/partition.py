@@ -72,14 +72,10 @@ class PartitionLedger:
         self._unfinished_head: Header | None = None
         self._damage: str | None = None
         try:
-            self._recover()
-        except LedgerDamagedError as error:
-            _log.warning(
-                "the local state of a partition is damaged and is restored from the changelog",
-                folder=str(folder),
-                why=str(error),
-            )
-            self.discard()
+            self._take_in()
+        except BaseException:
+            self._let_go()
+            raise
 
     @property
     def position(self) -> Position | None:  # noqa: D102 - see Ledger
@@ -163,8 +159,7 @@ class PartitionLedger:
     def close(self) -> None:  # noqa: D102 - see Ledger
         if not self._closed:
             self._closed = True
-            self._index.close()
-            self._journal.close()
+            self._let_go()
             self._release()
 
     @property
@@ -175,6 +170,21 @@ class PartitionLedger:
     def settle(self) -> None:
         """Wait until sealing and merging have nothing left to do: for measurements and tests."""
         self._index.settle()
+
+    def _let_go(self) -> None:
+        self._index.close()  # or its job would go on in a folder that is somebody else's
+        self._journal.close()
+
+    def _take_in(self) -> None:
+        try:
+            self._recover()
+        except LedgerDamagedError as error:
+            _log.warning(
+                "the local state of a partition is damaged and is restored from the changelog",
+                folder=str(self._folder),
+                why=str(error),
+            )
+            self.discard()
 
     def _recover(self) -> None:
         self._journal.recover()

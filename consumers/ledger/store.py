@@ -1,6 +1,7 @@
 """Folders of ledgers: who holds which, whose state is in them, and what becomes of those that nobody holds."""
 
 import contextlib
+import errno
 import json
 import secrets
 import time
@@ -92,11 +93,15 @@ class Store:
         try:
             usable = self._check(folder, partition)
             ledger = PartitionLedger(self._fs, folder, self._worker, self._sizes, lock.release)
+        except BaseException:
+            lock.release()
+            raise
+        try:
             if not usable:
                 ledger.discard()
                 self._write_manifest(folder, partition)
         except BaseException:
-            lock.release()
+            ledger.close()
             raise
         return ledger
 
@@ -143,9 +148,13 @@ class Store:
         try:
             for name in self._fs.listdir(folder):
                 if name != _LOCK:
-                    self._fs.unlink(folder / name)
+                    with contextlib.suppress(FileNotFoundError):  # an unfinished run, removed by the job that wrote it
+                        self._fs.unlink(folder / name)
             self._fs.unlink(folder / _LOCK)
             self._fs.rmdir(folder)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:  # such a job has begun another one: the next open removes it
+                raise
         finally:
             lock.release()
 

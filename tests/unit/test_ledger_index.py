@@ -346,6 +346,40 @@ def test_job_that_ends_too_late_leaves_no_trace(end: str, tmp_path: Path) -> Non
     assert not index.find(given.high[:100], given.low[:100]).any()
 
 
+@pytest.mark.parametrize("refused", ["create", "pwrite", "vanished"])
+def test_job_of_a_closed_index_says_nothing(refused: str, tmp_path: Path) -> None:
+    """What it meets in a folder that was given up is nobody's trouble."""
+    held, fs = Held(), FaultyFileSystem(RealFileSystem())
+    index = Index(fs, tmp_path, held, seal_entries=SEAL)
+    fill(index, 250, step=100)
+
+    def meet(call: str, path: Path) -> None:
+        index.close()
+        if call == refused:
+            raise OSError(2, "No such file or directory", str(path))
+        if refused == "vanished" and call == "sync":
+            path.unlink()
+
+    fs.plan = meet
+    with capture_logs() as logs:
+        held.go()
+
+    assert logs == []
+
+
+def test_unfinished_run_that_vanishes_is_as_good_as_removed(tmp_path: Path, worker: Executor) -> None:
+    """The job of an index that was closed here may remove it between our look and our hand."""
+    fs = FaultyFileSystem(RealFileSystem())
+    fs.plan = lambda call, path: path.unlink() if call == "unlink" else None
+    index = Index(fs, tmp_path, worker, seal_entries=SEAL)
+
+    for begin in (lambda: index.recover(lambda _: True, 0), index.discard):
+        (tmp_path / unfinished_name("1")).touch()
+        begin()
+        assert not list(tmp_path.iterdir())
+    index.close()
+
+
 def test_work_waits_when_sealing_falls_behind(tmp_path: Path) -> None:
     """Tables that wait to be sealed are bounded: the next one waits for the job."""
     held = Held()

@@ -249,6 +249,61 @@ def test_disk_that_does_not_serve_is_no_damage(make: MakeStore) -> None:
     after.close()
 
 
+@pytest.mark.parametrize("call", ["listdir", "unlink", "rename"])
+def test_open_that_fails_leaves_nobody_at_work(
+    call: str, make: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger that was not opened changes nothing in the folder afterwards, and gives it up."""
+    ledger = make().open(1)
+    write(ledger, 1)
+    ledger.close()
+    (folder_of(tmp_path) / "manifest.json").write_text("{")
+    closed: list[Index] = []
+    close = Index.close
+
+    def closing(index: Index) -> None:
+        closed.append(index)
+        close(index)
+
+    monkeypatch.setattr(Index, "close", closing)
+    fs = FaultyFileSystem(RealFileSystem())
+    opened: list[Path] = []
+
+    def refuse(name: str, path: Path) -> None:
+        if name == "open" and path.name.startswith("journal"):
+            opened.append(path)
+        if name == call and opened:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    fs.plan = refuse
+    with capture_logs(), pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        make(fs=fs).open(1)
+
+    assert len(closed) == 1
+    with capture_logs():
+        make().open(1).close()
+
+
+def test_abandoned_folder_in_which_a_job_still_writes_is_left_for_the_next_time(
+    make: MakeStore, tmp_path: Path
+) -> None:
+    """A run that begins while its folder is removed keeps nobody from opening."""
+    make().open(1).close()
+    own = folder_of(tmp_path).with_name("1.abc")
+    own.mkdir()
+    fs = FaultyFileSystem(RealFileSystem())
+
+    def meanwhile(call: str, path: Path) -> None:
+        if call == "rmdir":
+            (path / "run-abc.tmp").touch()
+
+    fs.plan = meanwhile
+    make(fs=fs).open(1).close()
+
+    make().open(1).close()
+    assert not own.exists()
+
+
 def test_cluster_that_becomes_known_is_noted(make: MakeStore, tmp_path: Path) -> None:
     """State that was made before the cluster id was known is kept, and the id with it."""
     ledger = make(Identity(group="g/1", topic="sms.status-reports", partitions=3)).open(1)
