@@ -1,9 +1,14 @@
 """Members that come and go: what stays with its member is neither opened nor restored again."""
 
+import asyncio
 from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaProducer
 
 from consumers.commands.assemble import MakeStore
 from consumers.commands.ledgers import local_ledgers
+from consumers.engine import kafka
 from consumers.engine.protocols import Ledger, LedgerStore
 from tests.assembling import Bench, Condition, assert_exact, some_reports, until
 
@@ -58,6 +63,33 @@ async def test_a_partition_that_stays_is_not_opened_again(
 
     assert sorted(stayed) == sorted([*range(PARTITIONS), *moved])
     assert len(moved) == PARTITIONS // 2
+    assert_exact(await bench.results(), reports)
+
+
+async def test_commits_of_several_partitions_overlap(
+    kafka_bootstrap: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No commit waits for that of another partition: here each waits until all of them are under way."""
+    all_committing = asyncio.Barrier(PARTITIONS)
+
+    class Meeting(AIOKafkaProducer):  # type: ignore[misc]
+        met = False
+
+        async def commit_transaction(self) -> None:
+            if not self.met:
+                await all_committing.wait()
+                self.met = True
+            await super().commit_transaction()
+
+    monkeypatch.setattr(kafka, "AIOKafkaProducer", Meeting)
+    bench = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path, partitions=PARTITIONS)
+    await bench.make_topics()
+    reports = some_reports(100)
+    await bench.publish(reports)
+
+    async with bench.assembling(local_ledgers(bench.settings)) as running:
+        await bench.until_done(running)
+
     assert_exact(await bench.results(), reports)
 
 
