@@ -25,4 +25,6 @@ Invariants:
    walked over, for deadlines or to make runs again, is checked frame by frame. A run is read and checked whole when it
    is opened, since nothing would show that a digest in it is hidden, and once more while it is merged. A bad run is
    made again from the journal; anything else that is bad is damage (3), found at start or later.
+7. A sector that cannot be read is damage, too, and must not end the process, as touching it in mapped memory does: what
+   no start reads, a generation but the last, is asked for before it is touched.
 """

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +24,9 @@ from ingest.runtime.files import FileSystem, Lock
 FORMAT = 1
 LOCK_WAIT_S = 5.0
 """How long a folder that somebody else holds is waited for: about what a process that lost a partition needs."""
+
+SPREAD = 64
+"""Generations of the last partition are shorter by one in so many; as few are alive as if they were not."""
 
 _LOCK_POLL_S = 0.05
 _LOCK = "lock"
@@ -92,7 +95,7 @@ class Store:
         folder, lock = self._hold(partition)
         try:
             usable = self._check(folder, partition)
-            ledger = PartitionLedger(self._fs, folder, self._worker, self._sizes, lock.release)
+            ledger = PartitionLedger(self._fs, folder, self._worker, self._sizes_of(partition), lock.release)
         except BaseException:
             lock.release()
             raise
@@ -108,6 +111,16 @@ class Store:
     def close(self) -> None:
         """End the thread that seals and merges; the ledgers are closed by whoever opened them."""
         self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def _sizes_of(self, partition: int) -> Sizes:
+        """Of one partition: the higher its number, the shorter its generations, by a little.
+
+        To begin a generation waits for the device, and partitions that began together would do so in the same second.
+        """
+        whole_ms = self._sizes.generation_ms
+        return replace(
+            self._sizes, generation_ms=whole_ms - whole_ms * partition // (SPREAD * self._identity.partitions)
+        )
 
     def _hold(self, partition: int) -> tuple[Path, Lock]:
         """A folder for a partition and its lock: the common one, or one of our own if that stays held."""

@@ -17,7 +17,7 @@ from consumers.entry import Cursor, Entry, LedgerDamagedError, LedgerFormatError
 from consumers.ledger import deadlines, generation
 from consumers.ledger.index import SEAL_ENTRIES, Index
 from consumers.ledger.partition import PartitionLedger, Sizes
-from consumers.ledger.store import Identity, Store, encode_manifest
+from consumers.ledger.store import SPREAD, Identity, Store, encode_manifest
 from ingest.runtime.errors import UsageError
 from ingest.runtime.files import RealFileSystem
 from ingest.runtime.logfile import Head, decode_header
@@ -332,6 +332,21 @@ def test_generations_are_files_and_only_the_last_is_read_at_start(make: MakeStor
     reads = [path for call, path in fs.calls if call == "pread"]
     assert [reads.count(path) for path in journals(tmp_path)][:2] == [1, 1]
     after.close()
+
+
+def test_partitions_begin_their_generations_at_different_times(make: MakeStore, tmp_path: Path) -> None:
+    """What began together does not wait for the device together, and lasts nearly as long as it was told to."""
+    store = make(Identity(group="g/1", topic="sms.status-reports", partitions=50))
+    turned = {}
+    for partition in (0, 25, 49):
+        ledger = store.open(partition)
+        for cycle, clock_ms in enumerate([0, *range(GENERATION_MS - GENERATION_MS // SPREAD - 1, GENERATION_MS + 1)]):
+            write(ledger, cycle + 1, clock_ms=clock_ms)
+            if partition not in turned and len(list(folder_of(tmp_path, partition).glob("journal-*"))) == 2:
+                turned[partition] = clock_ms
+        ledger.close()
+
+    assert turned == {0: GENERATION_MS, 25: 993, 49: 985}
 
 
 @pytest.mark.parametrize("damage", ["cut", "footer", "missing", "foreign", "middle"])
