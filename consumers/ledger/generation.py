@@ -148,7 +148,7 @@ class Generation:
         while start < self.end:
             body = start + HEADER_BYTES
             if body > readable:
-                readable = start + _READ_AHEAD_BYTES
+                readable = min(start + _READ_AHEAD_BYTES, self.end)  # behind it the room may have been given back
                 self._read_in([(start, readable)])
             head = decode_header(data[start:body], salt=self.salt)
             if head is None or head.sequence <= after or body + head.length > self.end:

@@ -57,13 +57,16 @@ def make(tmp_path: Path, steps: Steps) -> Iterator[MakeStore]:
     with ThreadPoolExecutor(1) as worker:
 
         def a_store(
-            identity: Identity = IDENTITY, fs: FaultyFileSystem | None = None, seal_entries: int = SEAL_ENTRIES
+            identity: Identity = IDENTITY,
+            fs: FaultyFileSystem | None = None,
+            seal_entries: int = SEAL_ENTRIES,
+            preallocate_bytes: int = 4096,
         ) -> Store:
             return Store(
                 tmp_path / "var" / "state",
                 fs or RealFileSystem(),
                 identity,
-                Sizes(generation_ms=GENERATION_MS, preallocate_bytes=4096, seal_entries=seal_entries),
+                Sizes(generation_ms=GENERATION_MS, preallocate_bytes=preallocate_bytes, seal_entries=seal_entries),
                 worker=worker,
                 monotonic=lambda: steps.now,
                 sleep=steps.sleep,
@@ -546,6 +549,19 @@ def test_look_at_the_deadlines_is_bounded_in_what_it_reads(
 
     assert found == [b"%d" % cycle for cycle in range(1, 7)]
     assert looks == 6
+    ledger.close()
+
+
+def test_room_that_was_given_back_is_not_taken_for_lost(make: MakeStore) -> None:
+    """A generation that was mapped with its room, and then sealed without, is walked over and read as before."""
+    ledger = make(preallocate_bytes=1 << 20).open(1)
+    write(ledger, 1)
+    assert known(ledger, 1) == [b"1"]
+
+    write(ledger, 2, clock_ms=2 * GENERATION_MS)
+
+    assert [payload for _, payload in ledger.due(Cursor(), 0, 10).messages] == [b"1"]
+    assert known(ledger, 1, 2) == [b"1", b"2"]
     ledger.close()
 
 
