@@ -19,6 +19,9 @@ from consumers.ledger.partition import Sizes
 from consumers.ledger.store import Identity, Store
 from ingest.runtime.files import RealFileSystem
 from tests.fakes.files import FaultyFileSystem
+from tests.fakes.ledgers import MemoryLedger
+from tests.remembering import TIMEOUT_MS as REMEMBERED_TIMEOUT_MS
+from tests.remembering import history_of, opened
 
 TIMEOUT_MS, LATE_MS, GENERATION_MS = 60, 40, 25
 SIZES = Sizes(generation_ms=GENERATION_MS, preallocate_bytes=2048, seal_entries=6)
@@ -268,6 +271,26 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _last_file(self) -> Path | None:
         return max(self.folder.glob("**/journal-*.log"), default=None)
+
+
+def test_changelog_without_its_head_leaves_nobody_waiting_for_ever(tmp_path: Path) -> None:
+    """Wherever it was cut: whoever waits by what is left is due in the end, and nobody before the time."""
+    history = history_of(24)
+    cursor = history.positions[-1].cursor
+    for cut in range(len(history.changelog)):
+        kept = history.changelog[cut:]
+        whole = MemoryLedger()
+        whole.apply(kept)
+        with opened(tmp_path / str(cut), RealFileSystem()) as ledger:
+            ledger.apply(kept)
+
+            due = ledger.due(cursor, history.clock_ms, 1000)
+
+            assert len(due.messages) == ledger.waiting() == whole.waiting()
+            for until_ms in range(history.clock_ms - 2 * REMEMBERED_TIMEOUT_MS, history.clock_ms + 1, 50):
+                due = ledger.due(cursor, until_ms, 1000)
+                assert due == whole.due(cursor, until_ms, 1000)
+                assert all(history.latest[digest][0].seen_at_ms <= until_ms for digest, _ in due.messages)
 
 
 LedgerMachine.TestCase.settings = settings(
