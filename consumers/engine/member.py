@@ -96,7 +96,7 @@ class Member:
         """
         backoff = Backoff(REJOIN_FIRST_S, REJOIN_MOST_S)
         while not stop.is_set():
-            self._session = _Session(self._make_consumer, self._make_worker, Shelf(self._store), joined=backoff.reset)
+            self._session = _Session(self._make_consumer, self._make_worker, Shelf(self._store), working=backoff.reset)
             try:
                 await self._session.run(stop)
             except FencedError as error:
@@ -113,11 +113,11 @@ class _Session:
     """From one join of the group to its end. Callbacks that come after the end do nothing."""
 
     def __init__(
-        self, make_consumer: MakeConsumer, make_worker: MakeWorker, shelf: Shelf, *, joined: Callable[[], None]
+        self, make_consumer: MakeConsumer, make_worker: MakeWorker, shelf: Shelf, *, working: Callable[[], None]
     ) -> None:
         self._make_worker = make_worker
         self._shelf = shelf
-        self._tell_joined = joined
+        self._tell_working = working
         self._workers: dict[int, PartitionWorker] = {}
         self._joined = False
         self._over = False
@@ -148,6 +148,8 @@ class _Session:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CHECK_EVERY_S):
                         await self._consumer.check()
+                if self.standing.ready:
+                    self._tell_working()
         finally:
             self._over = True
             stopping.cancel()
@@ -162,7 +164,6 @@ class _Session:
         if self._over:
             return
         self._joined = True
-        self._tell_joined()
         _log.info("partitions assigned", partitions=sorted(partitions))
         try:
             self._shelf.keep(partitions)

@@ -4,10 +4,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from consumers.engine.kafka import OnPartitions, ReportsConsumer
 from consumers.engine.member import Member
 from consumers.engine.partition import PartitionWorker, Phase, Reports
 from consumers.engine.shelf import Shelf
+from ingest.runtime.backoff import Backoff
 from tests.fakes.ledgers import MemoryStore
 
 
@@ -107,3 +110,26 @@ async def test_leaving_ends_well_although_the_client_cancels_its_own_fetch() -> 
 
     assert not running.cancelled()
     assert running.exception() is None
+
+
+async def test_a_fault_that_comes_again_costs_the_group_ever_fewer_rebalances(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joining alone is no success: only what works makes the next wait short again."""
+    group = Group()
+    waits: list[float] = []
+    plain = Backoff.next
+
+    def noting(backoff: Backoff) -> float:
+        waits.append(plain(backoff))
+        return 0.0
+
+    monkeypatch.setattr(Backoff, "next", noting)
+    running = asyncio.create_task(group.member.run(group.stop))
+    while len(waits) < 6:
+        worker = await group.next_worker()
+        worker.phase = Phase.RESTORING
+        assert worker.task is not None
+        worker.task.cancel()
+
+    assert max(waits) > 2
+    group.stop.set()
+    await running
