@@ -42,14 +42,15 @@ class Position:
         next_offset: of the reports partition, where the next cycle begins.
         clock_ms: partition clock of the cycle, epoch ms; it never falls.
         cursor: deadline cursor after the cycle.
-        accepted_s: partition clock, epoch seconds, up to which an operator has accepted a loss of memory; 0 if never.
+        memory_from_s: partition clock, epoch seconds, before which there is nothing to remember any more: a loss was
+            accepted, or the clock went on by more than the late window; 0 if never.
     """
 
     cycle: int
     next_offset: int
     clock_ms: int
     cursor: Cursor
-    accepted_s: int = 0
+    memory_from_s: int = 0
 
 
 class Entry(NamedTuple):

@@ -13,6 +13,7 @@ from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 import structlog
 
 from consumers.engine.cycle import Rules
+from consumers.engine.kafka_raw import UnreadableError
 from consumers.engine.metrics import RESTORED
 from consumers.engine.protocols import Ledger
 from consumers.entry import LedgerDamagedError, Position
@@ -134,7 +135,7 @@ class Changelog(Protocol):
     ) -> AsyncGenerator[list[tuple[int, bytes]], None]: ...
 
 
-async def restore(ledger: Ledger, changelog: Changelog, rules: Rules, *, accept_loss: bool) -> Restored:
+async def restore(ledger: Ledger, changelog: Changelog, rules: Rules, *, now_ms: int, accept_loss: bool) -> Restored:
     """Bring a ledger up to the end of its changelog.
 
     Local state that does not continue into the changelog is discarded, unless there is nothing to put in its place:
@@ -144,12 +145,13 @@ async def restore(ledger: Ledger, changelog: Changelog, rules: Rules, *, accept_
         ledger: as it was left.
         changelog: of the same partition; nobody else writes to it any more.
         rules: of the partition.
+        now_ms: wall time.
         accept_loss: go on where the changelog does not reach back as far as memory must.
 
     Raises:
         FoundError: the changelog does not reach back so far.
         LedgerFormatError: it was written by a newer release.
-        LedgerDamagedError: it holds what is no cycle of this group.
+        UnreadableError: it holds what is no cycle of this group, or the local disk does not keep it.
         OSError: the local disk does not serve.
     """
     start, end = await changelog.bounds()
@@ -174,13 +176,16 @@ async def restore(ledger: Ledger, changelog: Changelog, rules: Rules, *, accept_
             )
         else:
             return Restored(had_journal, start)
-    missing = None
-    if 0 < start < end and (missing := await _missing(ledger, changelog, start, end, rules.late_window_ms)):
-        _lost(accept_loss, f"partition {rules.partition} of {rules.reports_topic}: {missing}")
-    if had_journal:
-        await in_thread(ledger.discard)
-    async with aclosing(_read(changelog, start, end)) as parts:
-        await _apply(ledger, parts)
+    try:
+        missing = await _missing(ledger, changelog, start, end, late_window_ms=rules.late_window_ms, now_ms=now_ms)
+        if missing:
+            _lost(accept_loss, f"partition {rules.partition} of {rules.reports_topic}: {missing}")
+        if had_journal:
+            await in_thread(ledger.discard)
+        async with aclosing(_read(changelog, start, end)) as parts:
+            await _apply(ledger, parts)
+    except LedgerDamagedError as error:
+        raise UnreadableError(f"the changelog holds what is no cycle of this group: {error}") from error
     return Restored(had_journal, start, accepted=missing is not None)
 
 
@@ -229,12 +234,16 @@ def _first_position(ledger: Ledger, records: Iterable[tuple[int, bytes]]) -> Pos
     return next((at for _, value in records if (at := ledger.position_of(value)) is not None), None)
 
 
-async def _missing(ledger: Ledger, changelog: Changelog, start: int, end: int, late_window_ms: int) -> str | None:
+async def _missing(
+    ledger: Ledger, changelog: Changelog, start: int, end: int, *, late_window_ms: int, now_ms: int
+) -> str | None:
     """Why a changelog whose beginning has gone may not hold all that has to be remembered; None if it does.
 
     Retention takes only what nobody can ask for any more. Records that somebody deletes, or a topic whose retention
     was made shorter, take more; the position that is left does not show it.
     """
+    if not 0 < start < end:
+        return None
     first = last = None
     async with aclosing(_read(changelog, start, end)) as parts:
         while first is None and (records := await anext(parts, None)) is not None:
@@ -248,11 +257,13 @@ async def _missing(ledger: Ledger, changelog: Changelog, start: int, end: int, l
     if first is None or last is None:
         return None
     # A cursor stands right behind a record, where the marker of its transaction is.
-    if last.cursor.offset < start - 1 and first.clock_ms > last.accepted_s * 1000:
+    if last.cursor.offset < start - 1:
         return f"the changelog begins at {start}, and what stood before it was not examined for timeouts yet"
-    # What was lost before an operator accepted it is not asked about again.
-    if first.clock_ms > max(last.clock_ms - late_window_ms, last.accepted_s * 1000):
-        return f"the changelog begins at {start}, later than the late window: messages before it are forgotten too soon"
+    if first.clock_ms > max(max(last.clock_ms, now_ms) - late_window_ms, last.memory_from_s * 1000):
+        return (
+            f"the changelog begins at {start}, later than the late window (DLR_LATE_WINDOW_S) reaches back: "
+            "messages before it are forgotten too soon"
+        )
     return None
 
 

@@ -43,6 +43,8 @@ ANSWER_AGE_MAX_S = 5.0
 DAMAGED_AGAIN_S = 60.0
 """How long a partition is left alone whose next batch cannot be read."""
 
+JOINING = "joins the group anew"
+
 log = structlog.get_logger(__name__)
 
 
@@ -150,6 +152,7 @@ class ResultsConsumer:
                 check_alive(self._consumer)
             except CLIENT_ERRORS as error:
                 log.warning("joins the group anew", why=_said(error))
+                await self._on_revoked({place.partition for place in self._consumer.assignment()})
                 await self.stop()
         if self._consumer is None:
             await self.start()
@@ -201,6 +204,8 @@ class ResultsConsumer:
         Raises:
             AwayError: Kafka does not answer; they may be committed.
         """
+        if self._consumer is None:
+            raise AwayError(JOINING)
         owned = self._consumer.assignment()
         places = {TopicPartition(self._topic, partition): offset for partition, offset in offsets.items()}
         kept = {place: offset for place, offset in places.items() if place in owned}
@@ -221,6 +226,8 @@ class ResultsConsumer:
         Raises:
             AwayError: Kafka does not answer.
         """
+        if self._consumer is None:
+            raise AwayError(JOINING)
         found = {}
         try:
             async with asyncio.timeout(COMMIT_TIMEOUT_S):

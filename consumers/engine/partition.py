@@ -105,6 +105,7 @@ class PartitionWorker:
         self._ledger: Ledger | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
+        self._accepted = False
 
     @property
     def stopping(self) -> bool:
@@ -140,7 +141,7 @@ class PartitionWorker:
                 try:
                     self._ledger = self._ledger or await self._open()
                     await self._begin(self._ledger)
-                    await self._pipeline.run(self._ledger, self._backoff.reset)
+                    await self._pipeline.run(self._ledger, self._committed)
                 except RefusedError:
                     await self._narrow()
                 except HeldError as error:
@@ -159,6 +160,10 @@ class PartitionWorker:
             # Where the group took the partition back it may come again at once.
             self._leave(on_shelf=self._stopping)
             self._pipeline.hide()
+
+    def _committed(self) -> None:
+        self._backoff.reset()
+        self._accepted = False
 
     def _leave(self, *, on_shelf: bool = False) -> None:
         """Let go of the ledger, if there is one."""
@@ -195,7 +200,9 @@ class PartitionWorker:
         tools.reports.pause(partition)
         await self._transactions.settle()
         async with tools.restores, tools.changelog(partition) as changelog:
-            restored = await restore(ledger, changelog, self._rules, accept_loss=tools.accept_loss)
+            restored = await restore(
+                ledger, changelog, self._rules, now_ms=tools.clock.wall_ms(), accept_loss=tools.accept_loss
+            )
         async with asyncio.timeout(OFFSETS_TIMEOUT_S):
             committed = await tools.reports.committed(partition)
             input_start, input_end = await tools.reports.bounds(partition)
@@ -211,20 +218,21 @@ class PartitionWorker:
             input_start=input_start,
             input_end=input_end,
         )
-        accepted = restored.accepted
+        self._accepted |= restored.accepted
         try:
             offset = input_offset(evidence, accept_loss=False)
         except FoundError:
             if not tools.accept_loss:
                 raise
-            offset, accepted = input_offset(evidence, accept_loss=True), True
+            offset, self._accepted = input_offset(evidence, accept_loss=True), True
             if restored.unproven:
                 await in_thread(ledger.discard)
         position = last or Position(0, offset, 0, Cursor())
-        if accepted:
-            position = replace(position, accepted_s=-(-max(position.clock_ms, tools.clock.wall_ms()) // 1000))
+        if restored.accepted or last is None:
+            # Nothing is remembered of what stood before: there is no deadline to be looked for.
+            position = replace(position, cursor=max(position.cursor, Cursor(restored.changelog_start)))
         # An accepted loss is written down at once, records or not, and not asked about again, whoever comes next.
-        self._pipeline.begin(position, ledger.waiting(), unsaid=accepted or restored.alone)
+        self._pipeline.begin(position, ledger.waiting(), alone=restored.alone, accepted=self._accepted)
         tools.reports.resume_at(partition, offset)
         self.phase = Phase.RUNNING
         _log.info("partition runs", partition=partition, offset=offset, cycle=position.cycle)

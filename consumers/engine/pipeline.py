@@ -73,6 +73,7 @@ class _Prepared:
     position: Position
     caught_up: bool
     started_s: float
+    looked: bool
 
 
 class Pipeline:
@@ -120,6 +121,8 @@ class Pipeline:
         self._looked_alone = False
         self._pending = 0
         self._unsaid = False
+        self._cursor_unsaid = False
+        self._memory_begins = False
         self._more_due = False
         self._flight: asyncio.Task[None] | None = None
         self._overlay: Mapping[bytes, MessageState] | None = None
@@ -127,18 +130,21 @@ class Pipeline:
         self.lag = Lag(rules.partition, clock)
         self.narrowing = Narrowing()
 
-    def begin(self, position: Position, pending: int, *, unsaid: bool) -> None:
+    def begin(self, position: Position, pending: int, *, alone: bool = False, accepted: bool = False) -> None:
         """Go on from a position; whatever was prepared or in hand before is gone.
 
         Args:
             position: of the last committed cycle.
             pending: messages that wait.
-            unsaid: whether the position is to be written down, records or not.
+            alone: whether the changelog has expired, so that the position stands nowhere but in the journal.
+            accepted: whether a loss of memory was accepted with it.
         """
         self._position = position
         self._clock = PartitionClock(position.clock_ms)
         self._carry = ()
-        self._unsaid = unsaid
+        self._unsaid = alone or accepted
+        self._cursor_unsaid = alone
+        self._memory_begins = accepted
         self._more_due = False
         self._show_pending(pending)
 
@@ -204,7 +210,9 @@ class Pipeline:
             raise HeldError("our code fails on the timeout of a message") from error
         self._next_at_s = started_s
         self._more_due = decision.more_due
-        if not (records or decision.draft.writes or self._unsaid or self._idle_too_long(offer.clock_ms)):
+        looked = self._cursor_unsaid and offer.caught_up and not decision.more_due
+        wanted = self._unsaid or looked or self._idle_too_long(offer.clock_ms)
+        if not (records or decision.draft.writes or wanted):
             # A cursor that moved over nothing due travels with the next cycle.
             self._position = replace(self._position, cursor=decision.cursor)
             return None
@@ -215,6 +223,7 @@ class Pipeline:
             next_offset=self._next_offset(watermark),
             clock_ms=offer.clock_ms,
             cursor=decision.cursor,
+            memory_from_s=self._memory_from_s(offer.clock_ms),
         )
         return _Prepared(
             decision=decision,
@@ -223,6 +232,7 @@ class Pipeline:
             position=self._position,
             caught_up=offer.caught_up,
             started_s=started_s,
+            looked=looked,
         )
 
     async def _next_records(self) -> Sequence[InputRecord]:
@@ -261,7 +271,9 @@ class Pipeline:
         # From here on the cycle has happened. A ledger that fails to take it in stays behind, and is read up.
         ledger.apply(list(zip(offsets, changelog, strict=True)))
         COMMIT.observe(self._time.monotonic() - started_s)
-        self._unsaid = False
+        self._unsaid = self._memory_begins = False
+        if prepared.looked:
+            self._cursor_unsaid = False
         committed()
         self._show_pending(ledger.waiting())
         _count(decision.draft)
@@ -298,6 +310,12 @@ class Pipeline:
         if self._carry:
             return self._carry[0].offset
         return self._position.next_offset if watermark.position is None else watermark.position
+
+    def _memory_from_s(self, clock_ms: int) -> int:
+        """Where memory begins: here, if a loss was accepted or all that was answered before is forgotten by now."""
+        before = self._position
+        passed = before.clock_ms and clock_ms - before.clock_ms > self._rules.late_window_ms
+        return -(-clock_ms // 1000) if self._memory_begins or passed else before.memory_from_s
 
     def _idle_too_long(self, clock_ms: int) -> bool:
         return self._position.cycle > 0 and clock_ms - self._position.clock_ms >= self._pace.idle_cycle_ms

@@ -4,7 +4,7 @@ A record, little endian:
 
 ```text
 magic 4 | version u16 | flags u16 (1: last of its cycle) | entries u32 | part u32 | cycle u64
-next input offset u64 | clock ms u64 | cursor offset u64 | cursor index u32 | accepted s u32 (in the last only)
+next input offset u64 | clock ms u64 | cursor offset u64 | cursor index u32 | memory from s u32 (last only)
 entries x row: digest 16 | seen at ms << 8 | flags (1: first seen, 2: waiting) u64 | payload start u32 | length u32
                | check u32
 payloads
@@ -233,7 +233,7 @@ def _starts(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def _header(entries: int, part: int, position: Position, *, last: bool) -> bytes:
     told = (
-        (position.next_offset, position.clock_ms, position.cursor.offset, position.cursor.index, position.accepted_s)
+        (position.next_offset, position.clock_ms, position.cursor.offset, position.cursor.index, position.memory_from_s)
         if last
         else (0, 0, 0, 0, 0)
     )

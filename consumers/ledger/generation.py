@@ -118,7 +118,7 @@ class Generation:
             at.clock_ms,
             at.cursor.offset,
             at.cursor.index,
-            at.accepted_s,
+            at.memory_from_s,
         )
         return encode_frame(self.last_offset + 1, FOOTER_TAG, body, salt=self.salt)
 

@@ -213,7 +213,8 @@ class Journal:
             position = oldest.position
             if position is None or position.clock_ms >= before_ms or cursor.offset <= oldest.last_offset:
                 break
-            self._fs.unlink(oldest.path)
+            with contextlib.suppress(FileNotFoundError):  # somebody else has removed it
+                self._fs.unlink(oldest.path)
             del self.generations[0]
             went = True
         if went:

@@ -21,6 +21,8 @@ def _send_or_close(self: Any, request: Any, expect_response: bool = True) -> Any
     except KafkaError:  # which is a RuntimeError, too
         raise
     except RuntimeError as error:
+        if not self._writer.transport.is_closing():
+            raise
         self.close(reason=CloseReason.CONNECTION_BROKEN)
         raise KafkaConnectionError(f"connection at {self.host}:{self.port} broken: {error}") from error
 

@@ -119,10 +119,12 @@ def a_changelog(cycles: int, *, tick_ms: int = 1, examined: bool = True) -> list
     ]
 
 
-async def restored(ledger: MemoryLedger, log: Log, *, accept_loss: bool = False, late_window_ms: int = 4) -> Restored:
+async def restored(
+    ledger: MemoryLedger, log: Log, *, accept_loss: bool = False, late_window_ms: int = 4, now_ms: int = 0
+) -> Restored:
     """What comes of a restore under rules that matter here."""
     rules = Rules(reports_topic="reports", partition=3, partitions=9, timeout_ms=1, late_window_ms=late_window_ms)
-    return await restore(ledger, log, rules, accept_loss=accept_loss)
+    return await restore(ledger, log, rules, now_ms=now_ms, accept_loss=accept_loss)
 
 
 async def test_an_empty_ledger_reads_all_of_the_changelog() -> None:
@@ -229,20 +231,21 @@ async def test_a_changelog_that_begins_too_late_needs_consent(
     assert ledger.waiting() == 5
 
 
-@pytest.mark.parametrize(("examined", "late_window_ms"), [(False, 1), (True, 5)], ids=["deadlines", "late window"])
-@pytest.mark.parametrize(("accepted_s", "asks"), [(1, False), (0, True)], ids=["accepted", "not accepted"])
-async def test_an_accepted_loss_is_not_asked_about_again(
-    late_window_ms: int, accepted_s: int, *, examined: bool, asks: bool
-) -> None:
-    """Not of whoever has the partition next, either; a later loss is."""
-    ledger, records = MemoryLedger(), a_changelog(9, examined=examined)
+@pytest.mark.parametrize(
+    ("memory_from_s", "now_ms", "asks"),
+    [(1, 0, False), (0, 9, False), (0, 8, True)],
+    ids=["memory begins there", "all of it is forgotten by now", "still needed"],
+)
+async def test_what_nobody_can_ask_for_any_more_may_be_missing(memory_from_s: int, now_ms: int, *, asks: bool) -> None:
+    """A loss that was accepted, or a pause longer than the late window, is not asked about of whoever comes next."""
+    ledger, records = MemoryLedger(), a_changelog(9)
     position = ledger.position_of(records[-1][1])
     assert position is not None
-    records.append((18, ledger.encode([], replace(position, cycle=10, accepted_s=accepted_s))[0]))
+    records.append((18, ledger.encode([], replace(position, cycle=10, memory_from_s=memory_from_s))[0]))
     log = Log(records[4:], start=8)
 
     with pytest.raises(FoundError) if asks else contextlib.nullcontext():
-        await restored(ledger, log, late_window_ms=late_window_ms)
+        await restored(ledger, log, late_window_ms=5, now_ms=now_ms)
 
     assert ledger.waiting() == (0 if asks else 5)
 

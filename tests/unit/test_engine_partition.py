@@ -554,19 +554,64 @@ async def test_state_whose_folder_is_gone_is_opened_anew() -> None:
 
 
 async def test_an_accepted_loss_is_written_down_for_whoever_comes_next() -> None:
-    """With the position, at once and ever after."""
+    """With the first cycle, as of its own time, and with all after it."""
     world = World(some(3), accept_loss=True)
     world.log_start = 5
     world.log = [(5, MemoryLedger().encode([], Position(9, 1, NOW_MS, Cursor()))[0])]
+    world.faults = {1: DoubtError("before")}
 
     async with world.working():
-        await world.until(lambda: world.commits and world.commits[-1][1] == 3)
+        await world.until(lambda: world.commits)
         world.records += given(a_report("later"), first=3)
-        await world.until(lambda: world.commits[-1][1] == 4)
+        await world.until(lambda: world.results() == [b"m1", b"m2", b"later"])
 
-    positions = [position for _, value in world.log if (position := MemoryLedger().position_of(value))]
-    assert [position.accepted_s * 1000 >= NOW_MS for position in positions[1:]] == [True] * (len(positions) - 1)
-    assert world.results() == [*keys(3)[1:], b"later"]
+    first, *others = _positions(world)[1:]
+    assert first.clock_ms > NOW_MS
+    assert first.memory_from_s * 1000 >= first.clock_ms
+    assert [position.memory_from_s for position in others] == [first.memory_from_s] * len(others)
+
+
+async def test_after_a_pause_longer_than_the_late_window_memory_begins_anew() -> None:
+    """What was answered before is forgotten: a changelog that begins there is whole."""
+    world = World(some(2))
+
+    async with world.working():
+        await world.until(lambda: world.commits)
+        world.time.now_s += 10.1
+        world.records += given(a_report("later"), first=2)
+        await world.until(lambda: len(world.results()) == 3)
+
+    before, after = _positions(world)
+    assert before.memory_from_s == 0
+    assert after.memory_from_s * 1000 >= after.clock_ms
+
+
+async def test_a_position_that_only_the_journal_had_is_written_with_its_cursor() -> None:
+    """Once with what is known at once, and again when the deadlines before it were looked through."""
+    world = World(some(3))
+    async with world.working():
+        await world.until(lambda: world.commits)
+    old = world.log[-1][0]
+    again = World(world.records)
+    again.ledger, again.commits, again.log_start = world.ledger, world.commits, old + 2
+    again.idle_polls_max = 20
+    plain, unknown = again.watermark, iter(range(3))
+
+    async def watermark(partition: int) -> Watermark:
+        at = await plain(partition)
+        return at if next(unknown, None) is None else replace(at, answered_ms=None)
+
+    again.watermark = watermark  # type: ignore[method-assign]
+
+    async with again.working():
+        await again.until(lambda: again.idle_polls_max == 0)
+
+    assert _positions(again)[-1].cursor.offset > old
+
+
+def _positions(world: World) -> list[Position]:
+    """Of all cycles in the changelog."""
+    return [position for _, value in world.log if (position := MemoryLedger().position_of(value))]
 
 
 async def test_a_partition_that_nobody_can_read_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
