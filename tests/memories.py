@@ -16,6 +16,7 @@ from consumers.entry import Cursor, Position
 from consumers.ledger.partition import Sizes
 from consumers.ledger.store import Identity, Store
 from consumers.settings import AssembleSettings
+from ingest.runtime.clock import SystemClock
 from ingest.runtime.files import FileSystem, RealFileSystem
 from tests.assembling import Bench
 
@@ -90,7 +91,8 @@ async def memory(
         with contextlib.closing(ledger):
             if restored:
                 async with ChangelogReader(bench.options, bench.changelog, partition) as reader:
-                    await restore(ledger, reader, _rules_of(settings, partition, bench.partitions), accept_loss=False)
+                    rules = _rules_of(settings, partition, bench.partitions)
+                    await restore(ledger, reader, rules, now_ms=SystemClock().wall_ms(), accept_loss=False)
             return Memory(
                 ledger.position,
                 ledger.next_changelog_offset(),
