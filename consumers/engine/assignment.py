@@ -185,7 +185,10 @@ async def restore(ledger: Ledger, changelog: Changelog, rules: Rules, *, now_ms:
         async with aclosing(_read(changelog, start, end)) as parts:
             await _apply(ledger, parts)
     except LedgerDamagedError as error:
-        raise UnreadableError(f"the changelog holds what is no cycle of this group: {error}") from error
+        raise UnreadableError(
+            f"the changelog of partition {rules.partition} holds what is no cycle of this group ({error}): where "
+            "somebody has written into it, delete its records up to that one, and accept their loss with --accept-loss"
+        ) from error
     return Restored(had_journal, start, accepted=missing is not None)
 
 
@@ -216,8 +219,10 @@ async def _continue(ledger: Ledger, changelog: Changelog, start: int, end: int) 
         await _apply(ledger, parts)
 
 
-def _read(changelog: Changelog, first: int, end: int) -> AsyncGenerator[list[tuple[int, bytes]], None]:
-    return changelog.read(first, end, records_max=RESTORE_RECORDS, idle_max_s=RESTORE_IDLE_MAX_S)
+def _read(
+    changelog: Changelog, first: int, end: int, *, records_max: int = RESTORE_RECORDS
+) -> AsyncGenerator[list[tuple[int, bytes]], None]:
+    return changelog.read(first, end, records_max=records_max, idle_max_s=RESTORE_IDLE_MAX_S)
 
 
 async def _apply(ledger: Ledger, parts: AsyncIterator[list[tuple[int, bytes]]]) -> None:
@@ -242,29 +247,43 @@ async def _missing(
     Retention takes only what nobody can ask for any more. Records that somebody deletes, or a topic whose retention
     was made shorter, take more; the position that is left does not show it.
     """
-    if not 0 < start < end:
+    if start == end:
         return None
-    first = last = None
-    async with aclosing(_read(changelog, start, end)) as parts:
-        while first is None and (records := await anext(parts, None)) is not None:
-            first = _first_position(ledger, records)
-    reach = 2
-    while first is not None and last is None:
-        reach = min(reach * 2, end - start)
-        async with aclosing(_read(changelog, end - reach, end)) as parts:
-            async for records in parts:
-                last = _first_position(ledger, reversed(records)) or last
-    if first is None or last is None:
+    first = await _first_cycle(ledger, changelog, start, end)
+    if first is None or (start == 0 and first.cycle == 1):
         return None
+    last = await _last_cycle(ledger, changelog, start, end) or first
+    needed = first.clock_ms > max(max(last.clock_ms, now_ms) - late_window_ms, last.memory_from_s * 1000)
+    if start == 0:
+        return f"the changelog was made anew after cycle {first.cycle - 1}" if needed else None
     # A cursor stands right behind a record, where the marker of its transaction is.
     if last.cursor.offset < start - 1:
         return f"the changelog begins at {start}, and what stood before it was not examined for timeouts yet"
-    if first.clock_ms > max(max(last.clock_ms, now_ms) - late_window_ms, last.memory_from_s * 1000):
+    if needed:
         return (
             f"the changelog begins at {start}, later than the late window (DLR_LATE_WINDOW_S) reaches back: "
             "messages before it are forgotten too soon"
         )
     return None
+
+
+async def _first_cycle(ledger: Ledger, changelog: Changelog, start: int, end: int) -> Position | None:
+    first = None
+    async with aclosing(_read(changelog, start, end, records_max=1)) as parts:
+        while first is None and (records := await anext(parts, None)) is not None:
+            first = _first_position(ledger, records)
+    return first
+
+
+async def _last_cycle(ledger: Ledger, changelog: Changelog, start: int, end: int) -> Position | None:
+    """Look back twice as far each time: markers and aborted records stand at the end, too."""
+    last, reach = None, 2
+    while last is None and reach < 2 * (end - start):
+        reach *= 2
+        async with aclosing(_read(changelog, max(start, end - reach), end)) as parts:
+            async for records in parts:
+                last = _first_position(ledger, reversed(records)) or last
+    return last
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

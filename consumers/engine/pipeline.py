@@ -22,7 +22,7 @@ from consumers.engine.narrowing import Narrowing
 from consumers.engine.protocols import Ledger
 from consumers.engine.record import InputRecord
 from consumers.engine.routing import Routing
-from consumers.engine.transaction import Transactions
+from consumers.engine.transaction import DoubtError, Transactions
 from consumers.entry import Cursor, Position
 from consumers.message import MessageState
 from ingest.contract.dead_letter import Stage
@@ -268,6 +268,9 @@ class Pipeline:
         sends = self._routing.sends(decision.draft)
         started_s = self._time.monotonic()
         offsets = await self._transactions.commit(sends, changelog, position.next_offset)
+        if offsets[0] < ledger.next_changelog_offset():
+            # What the journal holds is not in it any more: to be asked about before anything is thrown away.
+            raise DoubtError("the changelog was made anew")
         # From here on the cycle has happened. A ledger that fails to take it in stays behind, and is read up.
         ledger.apply(list(zip(offsets, changelog, strict=True)))
         COMMIT.observe(self._time.monotonic() - started_s)

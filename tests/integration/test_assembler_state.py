@@ -27,7 +27,7 @@ from consumers.ledger.changelog import VERSION, encode_cycle
 from consumers.ledger.store import encode_manifest
 from ingest.runtime.errors import FoundError, UsageError
 from ingest.runtime.files import RealFileSystem
-from tests.assembling import Bench, Child, Condition, a_report, assert_exact, some_reports, until
+from tests.assembling import PATIENCE_S, Bench, Child, Condition, a_report, assert_exact, some_reports, until
 from tests.fakes.files import FaultyFileSystem
 from tests.memories import Memory, assert_same_memory, folder_of, memory, settle, small_ledgers
 from tests.oracle import Raw
@@ -156,6 +156,32 @@ async def test_an_idle_partition_keeps_its_position_from_expiring(
     await _assembled(bench, more)
 
     await _assert_exact(bench, [*reports, *more])
+
+
+async def test_a_changelog_made_anew_under_a_running_assembler_stops_it(
+    kafka_bootstrap: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """What it remembers stands nowhere else any more: status 1 here and for whoever has no journal, until accepted."""
+    bench = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path / "state", partitions=1)
+    other = Bench(kafka_bootstrap, topic_prefix, state_dir=tmp_path / "other", partitions=1)
+    await bench.make_topics()
+    reports, more, late = (some_reports(30, first=first) for first in (0, 100, 200))
+
+    async def remade_in_use() -> None:
+        async with bench.assembling(local_ledgers(bench.settings)) as running:
+            await bench.publish(reports)
+            await bench.until_done(running)
+            await bench.remake_changelog()
+            await bench.publish(more)
+            await asyncio.wait({running}, timeout=PATIENCE_S)
+
+    with pytest.raises(FoundError, match="made anew after cycle"):
+        await remade_in_use()
+    with pytest.raises(FoundError, match="made anew after cycle"):
+        await _assembled(other, [])
+    await _assembled(other, late, accept_loss=True)
+
+    await _assert_exact(bench, [*reports, *more, *late])
 
 
 async def test_a_changelog_that_was_cut_too_early_is_no_memory(

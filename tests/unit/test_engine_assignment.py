@@ -132,7 +132,7 @@ async def test_an_empty_ledger_reads_all_of_the_changelog() -> None:
     ledger, log = MemoryLedger(), Log(a_changelog(200), start=0)
 
     assert await restored(ledger, log) == Restored(had_journal=False, changelog_start=0)
-    assert log.read_from == [0]
+    assert log.read_from[-1] == 0
     assert ledger.waiting() == 200
 
 
@@ -248,6 +248,19 @@ async def test_what_nobody_can_ask_for_any_more_may_be_missing(memory_from_s: in
         await restored(ledger, log, late_window_ms=5, now_ms=now_ms)
 
     assert ledger.waiting() == (0 if asks else 5)
+
+
+async def test_a_changelog_that_was_made_anew_in_use_needs_consent() -> None:
+    """It begins at its beginning, but not with the first cycle."""
+    ledger, records = MemoryLedger(), a_changelog(9)
+    log = Log([(offset - 8, value) for offset, value in records[4:]])
+
+    with pytest.raises(FoundError, match="made anew after cycle 4"):
+        await restored(ledger, log, late_window_ms=5)
+
+    assert ledger.waiting() == 0
+    await restored(ledger, log, late_window_ms=4)
+    assert ledger.waiting() == 5
 
 
 async def test_a_changelog_that_expired_as_it_may_asks_nobody() -> None:

@@ -571,6 +571,22 @@ async def test_an_accepted_loss_is_written_down_for_whoever_comes_next() -> None
     assert [position.memory_from_s for position in others] == [first.memory_from_s] * len(others)
 
 
+async def test_a_changelog_that_is_made_anew_under_a_running_partition_stops_it() -> None:
+    """With status 1, and the journal as it was: nothing else holds what was remembered."""
+    world = World(some(2))
+
+    async with world.working():
+        await world.until(lambda: world.commits)
+        world.log.clear()
+        world.records += given(a_report("later"), first=2)
+        await world.until(lambda: world.ended)
+
+    assert isinstance(world.ended[0], FoundError)
+    assert world.ledger.discarded == 0
+    assert world.ledger.position is not None
+    assert world.ledger.position.next_offset == 2
+
+
 async def test_after_a_pause_longer_than_the_late_window_memory_begins_anew() -> None:
     """What was answered before is forgotten: a changelog that begins there is whole."""
     world = World(some(2))
