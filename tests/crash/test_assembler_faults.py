@@ -67,7 +67,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 MARKERS_SKIPPED = pytest.mark.xfail(
     strict=False,
-    reason="a lone broker, killed before it has marked the end of a transaction, may skip the markers after its restart: "
+    reason="a lone broker that is killed before it marks the end of a transaction may skip the markers afterwards: "
     "the records stay open, and the next commit of the same id makes them visible beside the cycle that was redone",
 )
 
