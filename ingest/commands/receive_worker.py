@@ -103,6 +103,7 @@ class Worker:
                 request_timeout_s=settings.request_timeout_s,
                 keepalive_s=settings.keepalive_s,
                 connections_max=settings.connections_max,
+                connection_max_age_s=settings.connection_max_age_s,
             ),
             durable=self._durable,
             clock=self._clock,

@@ -161,6 +161,9 @@ class WorkerSettings(BaseModel):
     connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=2000, description="open connections of one worker at most"
     )
+    connection_max_age_s: Seconds = Field(
+        default=600, description="age from which a connection is closed with its next answer"
+    )
 
 
 class PushSettings(BaseModel):

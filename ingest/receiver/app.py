@@ -36,6 +36,7 @@ class HttpSettings:
 
     Attributes:
         connections_max: of this worker; further ones wait in the queue of the listening socket.
+        connection_max_age_s: age from which a connection is closed with its next answer.
     """
 
     batch_path: str
@@ -45,6 +46,7 @@ class HttpSettings:
     request_timeout_s: float
     keepalive_s: float
     connections_max: int
+    connection_max_age_s: float
 
     @property
     def paths(self) -> Mapping[str, Route]:
@@ -102,6 +104,7 @@ class CallbackPort:
         self._server = Server(
             self._handler,
             head_timeout_s=settings.request_timeout_s,
+            max_age_s=settings.connection_max_age_s,
             # A connection that has not asked yet is never closed at once.
             keepalive_timeout=settings.keepalive_s or settings.request_timeout_s,
             lingering_time=LINGER_S,

@@ -38,12 +38,14 @@ class Connection(RequestHandler):
     Args:
         server: that made it.
         head_timeout_s: how long the head of a request may take from its first byte.
+        max_age_s: age from which it is closed with its next answer; an idle one has no answer to say so with, and goes
+            when it was idle for long enough.
         on_error: called with the status of each answer that no handler gave.
         on_lost: called once, when the connection is gone.
         options: of `RequestHandler`.
     """
 
-    __slots__ = ("_body", "_head_timeout_s", "_head_timer", "_on_error", "_on_lost")
+    __slots__ = ("_body", "_head_timeout_s", "_head_timer", "_max_age_s", "_on_error", "_on_lost", "_opened_at")
 
     def __init__(
         self,
@@ -51,16 +53,32 @@ class Connection(RequestHandler):
         *,
         loop: asyncio.AbstractEventLoop,
         head_timeout_s: float,
+        max_age_s: float,
         on_error: Callable[[int], None],
         on_lost: Callable[[], None],
         **options: Any,
     ) -> None:
         super().__init__(server, loop=loop, **options)
         self._head_timeout_s = head_timeout_s
+        self._max_age_s = max_age_s
+        self._opened_at: float | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._on_error = on_error
         self._on_lost = on_lost
         self._body: StreamReader | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`: over TLS, this comes after the handshake."""
+        self._opened_at = self._loop.time()
+        super().connection_made(transport)
+
+    def was_opened(self) -> bool:
+        """Whether there was ever a connection: over TLS, whether the handshake succeeded."""
+        return self._opened_at is not None
+
+    def is_old(self) -> bool:
+        """Whether the sender should open another one, with the certificate that is served then."""
+        return self._opened_at is not None and self._loop.time() - self._opened_at >= self._max_age_s
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""

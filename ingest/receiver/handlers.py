@@ -12,7 +12,7 @@ from aiohttp.streams import StreamReader
 from ingest.contract.push import Push, Route, count_reports
 from ingest.contract.report import RejectedError
 from ingest.receiver import statuses
-from ingest.receiver.connection import BrokenFramingError
+from ingest.receiver.connection import BrokenFramingError, Connection
 from ingest.receiver.durable import RETRY_AFTER_S, Durable
 from ingest.receiver.parse import content_length, is_identity, is_of_type, is_plainly_chunked, target_path
 from ingest.receiver.reply import Reply
@@ -73,7 +73,7 @@ class CallbackHandler:
             answer = refused.answer
         self._metrics.count_request(_OTHER if route is None else route, answer.status)
         # What is left of a body is read for a moment, so that the answer is not lost with it, then dropped.
-        return Reply(answer, close=self.leaving or not request.content.is_eof())
+        return Reply(answer, close=self.leaving or not request.content.is_eof() or _is_old(request))
 
     async def _take(self, request: web.BaseRequest, route: Route | None, started: float) -> Answer:
         # The order of the checks is the contract's: 403 of the peer's network stands before the path,
@@ -158,3 +158,8 @@ class CallbackHandler:
             return count_reports(route, body, reports_max=self._limits.reports_max), statuses.SUCCESS
         except RejectedError as rejected:
             return 1, statuses.bad_request(rejected.detail)
+
+
+def _is_old(request: web.BaseRequest) -> bool:
+    """Whether the connection of a request has reached `DLR_CONNECTION_MAX_AGE_S`."""
+    return isinstance(request.protocol, Connection) and request.protocol.is_old()

@@ -54,6 +54,7 @@ CONTRACT = {
     "DLR_REQUEST_TIMEOUT_S": "10",
     "DLR_KEEPALIVE_S": "15",
     "DLR_CONNECTIONS_MAX": "2000",
+    "DLR_CONNECTION_MAX_AGE_S": "600",
     "DLR_SPOOL_DIR": "var/spool",
     "DLR_SPOOL_MAX_BYTES": str(8 * 1024**3),
     "DLR_SPOOL_ALLOW_VOLATILE": "false",

@@ -27,6 +27,7 @@ SETTINGS = HttpSettings(
     request_timeout_s=5,
     keepalive_s=5,
     connections_max=100,
+    connection_max_age_s=600,
 )
 
 
