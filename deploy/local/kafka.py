@@ -20,13 +20,16 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 
 from deploy.local import cache
 from deploy.local.processes import LocalServiceError, PortLease, Service, answer, await_ready, port_open
+
+if TYPE_CHECKING:
+    from deploy.local.kafka_security import Security
 
 HEAP_MIB: Final = 256
 JAVA_LEAST: Final = 17
@@ -51,6 +54,7 @@ class LocalKafka:
         heap_mib: int = HEAP_MIB,
         throughput: bool = False,
         detached: bool = False,
+        security: Security | None = None,
     ) -> None:
         """Describe it; nothing happens before `start`.
 
@@ -61,9 +65,14 @@ class LocalKafka:
             heap_mib: heap of each node.
             throughput: full compiler and G1 in place of a quick start.
             detached: nodes outlive this process; needs a folder. `stop_detached` ends them.
+            security: further listeners (`secured`) with TLS and logins, and ACLs; for one node.
         """
         if detached and folder is None:
             raise LocalServiceError("a detached Kafka needs a folder to be found again")
+        if security is not None and nodes != 1:
+            raise LocalServiceError("listeners with logins are for a Kafka of one node")
+        self._security = security
+        self._secured: dict[str, PortLease] = {}
         self.nodes = range(1, nodes + 1)
         self._own_folder = folder is None
         self._folder = folder
@@ -95,6 +104,21 @@ class LocalKafka:
     def bootstrap(self) -> str:
         """What clients are given: `host:port` of every node, joined by commas."""
         return ",".join(f"127.0.0.1:{self._port(node)}" for node in self.nodes)
+
+    def secured(self, listener: str) -> str:
+        """What clients of a listener with TLS or logins are given (`Security.protocols`)."""
+        return f"127.0.0.1:{self._secured[listener].port}"
+
+    def admin_tool(self, main_class: str, *arguments: str) -> None:
+        """Run a tool of Kafka's own (a main class of `kafka_2.13`) against this Kafka.
+
+        Raises:
+            LocalServiceError: it ended with another status than 0.
+        """
+        command = [*self._java, main_class, "--bootstrap-server", self.bootstrap, *arguments]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=self.folder)
+        if done.returncode != 0:
+            raise LocalServiceError(f"{main_class} failed: {done.stderr.strip() or done.stdout.strip()}")
 
     def log(self, node: int = 1) -> Path:
         """Return the file with the output of a node."""
@@ -131,7 +155,7 @@ class LocalKafka:
         for service in self._running.values():
             service.stop(signal.SIGTERM, STOP_TIMEOUT_S)
         self._running.clear()
-        for lease in self._leases:
+        for lease in (*self._leases, *self._secured.values()):
             lease.release()
         if self._own_folder and self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -230,6 +254,8 @@ class LocalKafka:
             wanted = self._wanted_ports[node - 1 : node]
             leases.append(PortLease.wanted(wanted[0], "Kafka") if wanted else PortLease.any())
             leases.append(PortLease.any())
+        if self._security is not None:
+            self._secured = {name: PortLease.any() for name in self._security.protocols}
         return leases
 
     def _format(self, node: int) -> None:
@@ -240,6 +266,8 @@ class LocalKafka:
         if (home / "data" / "meta.properties").exists():
             return
         command = [*self._java, "kafka.tools.StorageTool", "format", "-t", self._cluster_id(), "-c", str(properties)]
+        if self._security is not None:
+            command += self._security.format_arguments()
         done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=home)
         if done.returncode != 0:
             raise LocalServiceError(f"Kafka could not format {home}: {done.stderr.strip() or done.stdout.strip()}")
@@ -279,10 +307,14 @@ class LocalKafka:
         yield "process.roles", "broker,controller"
         yield "node.id", node
         yield "controller.quorum.voters", ",".join(voters)
-        yield "listeners", f"PLAINTEXT://{client},CONTROLLER://{controller}"
-        yield "advertised.listeners", f"PLAINTEXT://{client}"
+        secured = [f"{name}://{self.secured(name)}" for name in self._secured]
+        protocols = [] if self._security is None else [":".join(item) for item in self._security.protocols.items()]
+        yield "listeners", ",".join((f"PLAINTEXT://{client}", *secured, f"CONTROLLER://{controller}"))
+        yield "advertised.listeners", ",".join((f"PLAINTEXT://{client}", *secured))
         yield "controller.listener.names", "CONTROLLER"
-        yield "listener.security.protocol.map", "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT"
+        yield "listener.security.protocol.map", ",".join(("CONTROLLER:PLAINTEXT", "PLAINTEXT:PLAINTEXT", *protocols))
+        if self._security is not None:
+            yield from self._security.properties()
         yield "log.dirs", self._home(node) / "data"
         # A topic that is only named must not come into being with one partition.
         yield "auto.create.topics.enable", "false"
