@@ -10,6 +10,7 @@ from typing import Final
 from ingest.contract.push import Route
 from ingest.receiver.connection import Server
 from ingest.receiver.durable import Durable
+from ingest.receiver.gate import OPEN, Gates
 from ingest.receiver.handlers import CallbackHandler, Limits
 from ingest.receiver.statistics import ReceiverMetrics
 from ingest.runtime.clock import Clock
@@ -75,6 +76,7 @@ class CallbackPort:
         durable: keeps a push before it is answered.
         clock: says when a push was received.
         metrics: of this worker.
+        gates: check who pushes.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class CallbackPort:
         durable: Durable,
         clock: Clock,
         metrics: ReceiverMetrics,
+        gates: Gates = OPEN,
     ) -> None:
         listener.setblocking(False)  # noqa: FBT003 - the socket's own signature
         self._listener = listener
@@ -98,7 +101,7 @@ class CallbackPort:
         self._empty = asyncio.Event()
         self._empty.set()
         self._handler = CallbackHandler(
-            paths=settings.paths, limits=settings.limits, durable=durable, clock=clock, metrics=metrics
+            paths=settings.paths, limits=settings.limits, durable=durable, clock=clock, metrics=metrics, gates=gates
         )
         self._handler.leaving = not settings.keepalive_s
         self._server = Server(

@@ -14,6 +14,7 @@ from ingest.contract.report import RejectedError
 from ingest.receiver import statuses
 from ingest.receiver.connection import BrokenFramingError, Connection
 from ingest.receiver.durable import RETRY_AFTER_S, Durable
+from ingest.receiver.gate import OPEN, Gates
 from ingest.receiver.parse import content_length, is_identity, is_of_type, is_plainly_chunked, target_path
 from ingest.receiver.reply import Reply
 from ingest.receiver.statistics import ReceiverMetrics
@@ -48,16 +49,26 @@ class CallbackHandler:
         durable: keeps a push before it is answered.
         clock: says when a push was received.
         metrics: of this worker.
+        gates: check who pushes.
     """
 
     def __init__(
-        self, *, paths: Mapping[str, Route], limits: Limits, durable: Durable, clock: Clock, metrics: ReceiverMetrics
+        self,
+        *,
+        paths: Mapping[str, Route],
+        limits: Limits,
+        durable: Durable,
+        clock: Clock,
+        metrics: ReceiverMetrics,
+        gates: Gates = OPEN,
     ) -> None:
         self._paths = dict(paths)
         self._limits = limits
         self._durable = durable
         self._clock = clock
         self._metrics = metrics
+        self._peers = gates.peers
+        self._signatures = gates.signatures
         self._held_bytes = 0
         self.leaving = False
         """Every answer asks the sender to open another connection: a shutdown has begun, or none is to be kept."""
@@ -78,9 +89,13 @@ class CallbackHandler:
     async def _take(self, request: web.BaseRequest, route: Route | None, started: float) -> Answer:
         # The order of the checks is the contract's: 403 of the peer's network stands before the path,
         # 401 of the signature between the whole body and its parsing.
+        if self._peers is not None:
+            self._peers.check(request)
         route = self._admit(request, route)
         body = await self._read(request)
         try:
+            if self._signatures is not None:
+                self._signatures.check(request, body)
             reports, answer = self._judge(route, body)
             await self._durable.keep(Push(self._clock.wall_ms(), route, reports, body))
         except BusyError as busy:

@@ -51,6 +51,11 @@ class RefusedError(Exception):
 
 SUCCESS: Final = Answer(HTTPStatus.OK, SUCCESS_BODY)
 NOT_HTTP: Final = Answer.refusing(HTTPStatus.BAD_REQUEST, "The request is not valid HTTP.")
+FORBIDDEN: Final = Answer.refusing(HTTPStatus.FORBIDDEN, "This network may not push here.")
+NOT_AUTHENTIC: Final = replace(
+    Answer.refusing(HTTPStatus.UNAUTHORIZED, "The signature is missing, wrong or stale."),
+    headers=(("WWW-Authenticate", "SDK-HMAC-SHA256"),),
+)
 NOT_FOUND: Final = Answer.refusing(HTTPStatus.NOT_FOUND, "There is nothing at this path.")
 ONLY_POST: Final = replace(
     Answer.refusing(HTTPStatus.METHOD_NOT_ALLOWED, "Only POST is served here."), headers=(("Allow", "POST"),)
