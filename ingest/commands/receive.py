@@ -13,10 +13,13 @@ from typing import Final
 import structlog
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
+from ingest.commands.handover import Handover
+from ingest.commands.receive_keys import keys_file, warn_of_doubtful
 from ingest.commands.receive_topics import start_look
-from ingest.contract.settings import PREFIX, AuthSettings, NetworkSettings, TlsSettings
+from ingest.contract.settings import PREFIX, TlsSettings
 from ingest.contract.topics import RECORD_BYTES_MAX
 from ingest.receiver.durable import AckMode
+from ingest.receiver.keys import Keys
 from ingest.receiver.listen import await_listener
 from ingest.receiver.workers import WorkerPool
 from ingest.runtime.admin import AdminServer, Health
@@ -46,6 +49,7 @@ async def receive(settings: ReceiveSettings, environ: Mapping[str, str]) -> None
         UsageError: a setting or its surroundings are wrong (an occupied port, too).
     """
     refuse_what_is_not_served(settings)
+    warn_of_doubtful(settings, settings)
     if settings.body_max_bytes > RECORD_BYTES_MAX:
         log.warning(
             "bodies may be larger than a record: a report that Kafka refuses for its size ends in quarantine",
@@ -56,13 +60,18 @@ async def receive(settings: ReceiveSettings, environ: Mapping[str, str]) -> None
     clock = SystemClock()
     stop = stop_event_on_signals(settings.shutdown_grace_s)
     registry = CollectorRegistry()
+
+    def hand_over(keys: Keys) -> None:
+        pool.settings = Handover(settings, keys)
+
+    file = keys_file(settings, registry, hand_over)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(await await_listener(settings.http_host, settings.http_port, environ, clock))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dlrflow-metrics-")))
         pool = WorkerPool(
             command=WORKER,
             size=settings.workers,
-            settings=settings,
+            settings=Handover(settings, file.keys if file else None),
             environ={**environ, **worker_environment(folder)},
             listener=listener,
             clock=clock,
@@ -88,6 +97,8 @@ async def receive(settings: ReceiveSettings, environ: Mapping[str, str]) -> None
             asyncio.create_task(_announce(settings, started, listener.getsockname())),
             start_look(settings, options, clock),
         ]
+        if file is not None:
+            beside.append(asyncio.create_task(file.follow(clock)))
         try:
             await asyncio.wait({running, beside[0]}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -103,14 +114,13 @@ def refuse_what_is_not_served(settings: ReceiveSettings) -> None:
     """A setting that protects must not be taken and then ignored: better no receiver than an open one.
 
     Raises:
-        UsageError: signatures, networks or TLS are configured.
+        UsageError: TLS is configured.
     """
-    for group in (AuthSettings, NetworkSettings, TlsSettings):
-        for name, field in group.model_fields.items():
-            if getattr(settings, name) != field.default:
-                raise UsageError(
-                    f"{PREFIX}{name.upper()} is not served by this version: unset it and let a proxy in front do it"
-                )
+    for name, field in TlsSettings.model_fields.items():
+        if getattr(settings, name) != field.default:
+            raise UsageError(
+                f"{PREFIX}{name.upper()} is not served by this version: unset it and let a proxy in front do it"
+            )
 
 
 async def _announce(settings: ReceiveSettings, started: asyncio.Event, address: tuple[str, int]) -> None:

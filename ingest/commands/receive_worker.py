@@ -26,6 +26,8 @@ from ingest.forward.publisher import Publisher
 from ingest.receiver.app import CallbackPort, HttpSettings
 from ingest.receiver.channel import HEARTBEAT_S, Channel, State
 from ingest.receiver.durable import AckMode, InSpool, durable_path
+from ingest.receiver.gate import gates
+from ingest.receiver.keys import Keys, KeysFile, keys_at_start
 from ingest.receiver.statistics import ReceiverMetrics, SpoolFigures, SpoolGauges
 from ingest.runtime import logs
 from ingest.runtime.clock import SystemClock
@@ -67,8 +69,13 @@ LAST_S: Final = 1.0
 class Worker:
     """Everything one worker process holds."""
 
-    def __init__(self, settings: ReceiveSettings, listener: socket.socket, channel: Channel) -> None:
+    def __init__(
+        self, settings: ReceiveSettings, listener: socket.socket, channel: Channel, keys: Keys | None = None
+    ) -> None:
         self._settings = settings
+        self._keys = None
+        if settings.auth_keys_file is not None:
+            self._keys = KeysFile(settings.auth_keys_file, keys or keys_at_start(settings.auth_keys_file))
         self._channel = channel
         self._mode = AckMode(settings.ack_mode)
         self._clock = SystemClock()
@@ -108,6 +115,7 @@ class Worker:
             durable=self._durable,
             clock=self._clock,
             metrics=ReceiverMetrics(REGISTRY),
+            gates=gates(settings, settings, self._keys, registry=REGISTRY, clock=self._clock),
         )
 
     async def work(self) -> int:
@@ -124,6 +132,8 @@ class Worker:
         ]
         if self._mode is not AckMode.KAFKA:
             coros += [self._serve_spool(), self._spool.writer_ended()]
+        if self._keys is not None:
+            coros.append(self._keys.follow(self._clock))
         tasks = [asyncio.create_task(coro) for coro in coros]
         failure = await _failure_before(self._channel.stop, tasks)
         status = 0 if failure is None else 1
@@ -264,9 +274,10 @@ async def _failure_before(stop: asyncio.Event, tasks: Sequence[asyncio.Task[Any]
 
 async def _main(listener: socket.socket, channel_descriptor: int) -> int:
     try:
-        channel, settings = await Channel.open(channel_descriptor)
+        channel, handed = await Channel.open(channel_descriptor)
     except asyncio.IncompleteReadError:
         return 1  # the parent was gone before it said anything
+    settings = handed.settings
     logs.configure(settings.log_format, settings.log_level)
     if settings.log_level != "debug":
         # What matters of it the forwarder says itself, once.
@@ -276,7 +287,7 @@ async def _main(listener: socket.socket, channel_descriptor: int) -> int:
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     loop.add_signal_handler(signal.SIGTERM, channel.stop.set)
     try:
-        return await Worker(settings, listener, channel).work()
+        return await Worker(settings, listener, channel, handed.keys).work()
     except CommandError as error:
         channel.say(State(ready=False, failed=str(error), status=error.status))
         return error.status
