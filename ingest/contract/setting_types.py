@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr
 
 YEAR_S = 366 * 86_400
+EXTERNAL_HOSTS_MAX = 8
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _HOST_VALUE = re.compile(r"[A-Za-z0-9.\-\[\]:_]+")
 _ACCESS_PATH = re.compile(r"/[!-\"$-&(->@-~]*")
@@ -74,6 +75,12 @@ def _host_value(value: str) -> str:
     return value
 
 
+def _few_hosts(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(values) > EXTERNAL_HOSTS_MAX:
+        raise ValueError(f"needs {EXTERNAL_HOSTS_MAX} values at most, because each is tried for each push")
+    return values
+
+
 def _dsn(value: SecretStr) -> SecretStr:
     # Parsers quote what they refuse, and this is a secret.
     if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
@@ -97,7 +104,7 @@ Files = Annotated[tuple[Path, ...], Listed]
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network), PlainSerializer(str)]
 Networks = Annotated[tuple[Network, ...], Listed]
 Seconds = Annotated[float, Field(gt=0, le=YEAR_S, allow_inf_nan=False)]
-HostValues = Annotated[tuple[Annotated[str, AfterValidator(_host_value)], ...], Listed]
+HostValues = Annotated[tuple[Annotated[str, AfterValidator(_host_value)], ...], Listed, AfterValidator(_few_hosts)]
 PathPrefix = Annotated[str, AfterValidator(_prefix)]
 Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
 WholeSeconds = Annotated[int, Field(ge=1, le=10 * YEAR_S)]

@@ -208,11 +208,13 @@ class AuthSettings(BaseModel):
         default=900, description="how far X-Sdk-Date may be off"
     )
     auth_external_hosts: HostValues = Field(
-        default=(), description="behind a proxy: host values to try; unset: as received"
+        default=(), description="behind a proxy: host values to try beside the received one"
     )
-    auth_path_prefix: PathPrefix = Field(default="", description="behind a proxy: the path prefix that it removed")
+    auth_path_prefix: PathPrefix = Field(
+        default="", description="behind a proxy: the path prefix that it removed, tried beside the path as received"
+    )
     auth_connection_values: Annotated[tuple[Literal["close", "keep-alive"], ...], Listed] = Field(
-        default=(), description="behind a proxy: connection values to try (close, keep-alive); unset: as received"
+        default=(), description="behind a proxy: connection values to try beside the received one (close, keep-alive)"
     )
 
 
