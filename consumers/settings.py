@@ -33,10 +33,6 @@ class SinkSettings(
 ):
     """What `sink` uses."""
 
-    def group_of(self, kind: str) -> str:
-        """The consumer group of the sink of this kind (`postgres`, `sqlite` or `jsonl`)."""
-        return self.sink_group_id or f"dlrflow-sink-{kind}"
-
 
 class DeadLettersSettings(DestinationSettings, KafkaSettings, TopicNameSettings, LogSettings, Settings):
     """What `dead-letters` uses."""

@@ -15,7 +15,14 @@ from ingest.contract.push import Route
 from ingest.contract.settings import PREFIX, LogSettings, all_fields
 from ingest.runtime.cli import Cli, print_effective
 from ingest.runtime.settings import Loaded, Surface
-from ingest.settings import DrainSettings, IngestSettings, ReceiveSettings, SimulateSettings, TopicsSettings
+from ingest.settings import (
+    AclsSettings,
+    DrainSettings,
+    IngestSettings,
+    ReceiveSettings,
+    SimulateSettings,
+    TopicsSettings,
+)
 
 SURFACE = Surface(prefix=PREFIX, fields=all_fields())
 
@@ -66,6 +73,22 @@ def topics(
     from ingest.runtime.supervise import run  # noqa: PLC0415
 
     run(manage_topics(loaded.settings, check=check))
+
+
+@cli.command(AclsSettings)
+def acls(
+    loaded: Loaded[AclsSettings],
+    process: Annotated[str | None, typer.Argument(help="one process; else all, as a table")] = None,
+    *,
+    principal: Annotated[
+        str | None, typer.Option(metavar="User:NAME", help="print the commands that give this principal its rights")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object per right")] = False,
+) -> None:
+    """Print what each process must be allowed to do on Kafka; with --principal, as commands for kafka-acls."""
+    from ingest.commands.acls import print_acls  # noqa: PLC0415
+
+    print_acls(loaded.settings, process, principal=principal, as_json=as_json)
 
 
 @cli.command(SimulateSettings)

@@ -5,6 +5,7 @@ from ingest.contract.settings import (
     AdminSettings,
     AllTopicsSettings,
     AuthSettings,
+    GroupSettings,
     KafkaSettings,
     ListenSettings,
     LogSettings,
@@ -12,6 +13,7 @@ from ingest.contract.settings import (
     PathSettings,
     PushSettings,
     ShutdownSettings,
+    SinkGroupSettings,
     SpoolSettings,
     TlsSettings,
     TopicNameSettings,
@@ -52,6 +54,10 @@ class SimulateSettings(PathSettings, LogSettings, Settings):
 
 class TopicsSettings(KafkaSettings, AllTopicsSettings, LogSettings, Settings):
     """What `topics` uses."""
+
+
+class AclsSettings(TopicNameSettings, GroupSettings, SinkGroupSettings, LogSettings, Settings):
+    """What `acls` uses."""
 
 
 class IngestSettings(ReceiveSettings, TopicsSettings):

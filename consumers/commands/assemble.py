@@ -26,6 +26,7 @@ from consumers.engine.routing import Outlet, Routing
 from consumers.engine.shelf import Shelf
 from consumers.engine.transaction import Retired, Transactions
 from consumers.settings import AssembleSettings
+from ingest.contract.acls import assembling
 from ingest.contract.topics import changelog_spec, changelog_topic, transactional_id
 from ingest.runtime.admin import AdminServer, Health
 from ingest.runtime.clock import Clock, SystemClock
@@ -120,6 +121,7 @@ async def _look(settings: AssembleSettings, options: Options, clock: Clock) -> t
     """What the topics are like, and the id of their cluster."""
     try:
         async with TopicAdmin(options, clock=clock) as admin:
+            await admin.demand(assembling(settings.acl_names(group_id=settings.group_id)))
             shapes = await topics.look(admin, settings.topic_needs(), clock)
             return shapes, await admin.cluster_id()
     except CLIENT_ERRORS as error:

@@ -16,6 +16,7 @@ from consumers.engine.kafka import Options
 from consumers.engine.snapshot import read_topic
 from consumers.rows import AwayError, StoredRow
 from consumers.settings import AuditSettings
+from ingest.contract.acls import auditing
 from ingest.contract.result import decode_result
 from ingest.runtime.errors import FoundError, ServiceAwayError, UsageError
 from ingest.runtime.kafka import TopicAdmin, client_options
@@ -78,6 +79,7 @@ async def _once(settings: AuditSettings, truth: Path, sink: str | None, open_sin
     audit = _with_truth(truth)
     options = client_options(settings)
     async with TopicAdmin(options) as admin:
+        await admin.demand(auditing(settings.acl_names()))
         existing = await admin.existing(describe=())
     names = (settings.reports_topic, settings.results_topic, settings.dead_letters_topic)
     for name in names:

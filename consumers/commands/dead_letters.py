@@ -16,6 +16,7 @@ from consumers.engine.record import Record
 from consumers.engine.snapshot import RecordWriter, read_record, read_topic
 from consumers.rows import Arrival, AwayError, RefusedError, WriteCount
 from consumers.settings import DeadLettersSettings
+from ingest.contract.acls import Acl, looking_at_letters, replaying
 from ingest.contract.dead_letter import Stage
 from ingest.contract.report import Reason, RejectedError
 from ingest.runtime.errors import FoundError, ServiceAwayError, UsageError
@@ -146,8 +147,9 @@ def _time(option: str, text: str | None) -> datetime | None:
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
-async def _partitions(settings: DeadLettersSettings, topic: str) -> int:
+async def _partitions(settings: DeadLettersSettings, topic: str, rights: Sequence[Acl]) -> int:
     async with TopicAdmin(client_options(settings)) as admin:
+        await admin.demand(rights)
         existing = await admin.existing(describe=())
     if topic not in existing:
         raise UsageError(f"there is no topic {topic}; `python -m ingest topics` makes it")
@@ -157,7 +159,8 @@ async def _partitions(settings: DeadLettersSettings, topic: str) -> int:
 async def _letters(settings: DeadLettersSettings, wanted: Filter, limit: int | None) -> AsyncIterator[Letter]:
     topic = settings.dead_letters_topic
     since_ms = None if wanted.since is None else int(wanted.since.timestamp() * 1000)
-    records = read_topic(client_options(settings), topic, await _partitions(settings, topic), since_ms=since_ms)
+    partitions = await _partitions(settings, topic, looking_at_letters(settings.acl_names()))
+    records = read_topic(client_options(settings), topic, partitions, since_ms=since_ms)
     found = 0
     try:
         async with aclosing(records):
@@ -178,7 +181,7 @@ async def _letter(settings: DeadLettersSettings, name: str) -> Letter:
         raise UsageError(f"{name!r} is no name of a dead letter; write PARTITION:OFFSET, such as 0:17")
     partition, offset = int(parsed[1]), int(parsed[2])
     record = None
-    if partition < await _partitions(settings, topic):
+    if partition < await _partitions(settings, topic, looking_at_letters(settings.acl_names())):
         try:
             record = await read_record(client_options(settings), topic, partition, offset)
         except AwayError as error:
@@ -206,7 +209,7 @@ async def _publish(
     if not publications:
         return 0
     topic = settings.reports_topic
-    partitions = await _partitions(settings, topic)
+    partitions = await _partitions(settings, topic, replaying(settings.acl_names()))
     sent = 0
     async with RecordWriter(client_options(settings)) as writer:
         for name, publication in publications:

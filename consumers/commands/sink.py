@@ -13,6 +13,7 @@ from consumers.engine.delivery import RETRY_FIRST_S, RETRY_MOST_S, Delivery
 from consumers.engine.kafka_results import DeadLetterProducer, ResultsConsumer
 from consumers.rows import AwayError
 from consumers.settings import SinkSettings
+from ingest.contract.acls import delivering
 from ingest.runtime.admin import AdminServer, Health
 from ingest.runtime.backoff import Backoff
 from ingest.runtime.clock import Clock, SystemClock
@@ -81,7 +82,7 @@ async def _start(
     """Everything that must be there before the first result is read."""
     options = client_options(settings)
     await _with_patience(f"the {sink.kind} sink", sink.open, clock)
-    await _check_topics(options, settings, clock)
+    await _check_topics(options, settings, sink.kind, clock)
     dead_letters = DeadLetterProducer(options, settings.dead_letters_topic)
     stack.push_async_callback(dead_letters.stop)
     delivery: Delivery | None = None
@@ -101,9 +102,10 @@ async def _start(
     return delivery
 
 
-async def _check_topics(options: dict[str, Any], settings: SinkSettings, clock: Clock) -> None:
+async def _check_topics(options: dict[str, Any], settings: SinkSettings, kind: str, clock: Clock) -> None:
     """No client is given the name of a topic that does not exist: naming it could make it."""
     async with TopicAdmin(options, clock=clock) as admin:
+        await admin.demand(delivering(settings.acl_names(sink_group_id=settings.group_of(kind))))
         existing = await admin.existing(describe=())
     for name in (settings.results_topic, settings.dead_letters_topic):
         if name not in existing:

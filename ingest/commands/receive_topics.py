@@ -1,4 +1,4 @@
-"""What `receive` needs of the topics, looked at once at its start (contract.md section 11)."""
+"""What `receive` needs of Kafka, looked at once at its start (contract.md section 11): login, rights and topics."""
 
 import asyncio
 from collections.abc import Mapping
@@ -6,8 +6,10 @@ from typing import Any, Final
 
 import structlog
 
+from ingest.contract.acls import Operation, receiving
 from ingest.contract.topics import RECORD_BYTES_MAX, TIMESTAMP_AFTER_MAX_S, TopicSpec, differences
 from ingest.runtime.clock import Clock
+from ingest.runtime.errors import UsageError
 from ingest.runtime.kafka import BrokerError, TopicAdmin, TopicState
 from ingest.settings import ReceiveSettings
 
@@ -18,17 +20,28 @@ log = structlog.get_logger(__name__)
 
 
 async def look_at_topics(settings: ReceiveSettings, options: Mapping[str, Any], clock: Clock) -> None:
-    """Wait for Kafka, then name what of the topics is not as it must be. That it is away is the forwarder's to say."""
+    """Wait for Kafka, then name what is not as it must be. That it is away is the forwarder's to say."""
     needs = _needs(settings)
     while True:
         try:
             async with TopicAdmin(options, patience_s=None, clock=clock) as admin:
-                existing = await admin.existing(describe=needs)
+                lacking = await admin.lacking(receiving(settings.acl_names()))
+                hidden = {acl.name for acl in lacking if acl.operation is Operation.DESCRIBE_CONFIGS}
+                existing = await admin.existing(describe=needs.keys() - hidden)
             break
-        except BrokerError as error:
+        except (BrokerError, UsageError) as error:  # a login may be put right on the other side
             log.warning("the topics cannot be looked at", because=str(error))
             await clock.sleep(RETRY_S)
+    for acl in lacking:
+        right = f"{acl.operation} on {acl.resource} {acl.name}"
+        if acl.needed:
+            log.error("Kafka does not allow what is needed: reports stay in the spool", right=right)
+        else:
+            log.warning("Kafka does not allow a look", right=right)
+    unseen = {acl.name for acl in lacking}
     for name, configs in needs.items():
+        if name in unseen:
+            continue
         for difference in _differences(name, configs, existing.get(name)):
             log.warning("a topic is not as it must be", difference=difference)
 

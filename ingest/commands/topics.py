@@ -2,6 +2,7 @@
 
 import typer
 
+from ingest.contract.acls import checking_topics
 from ingest.contract.topics import TopicSpec, differences, wanted_topics
 from ingest.runtime.errors import FoundError, ServiceAwayError
 from ingest.runtime.kafka import BrokerError, TopicAdmin, TopicState, client_options
@@ -18,13 +19,14 @@ async def manage_topics(settings: TopicsSettings, *, check: bool) -> None:
     Raises:
         FoundError: `check`, and something is missing or different.
         ServiceAwayError: no broker answered, or none went on answering.
-        UsageError: the brokers refuse to make a topic like that.
+        UsageError: the brokers refuse the login, a look at the topics, or to make a topic like that.
     """
     wanted = wanted_topics(settings.topic_needs())
     names = {spec.name for spec in wanted}
     made: list[str] = []
     try:
         async with TopicAdmin(client_options(settings)) as admin:
+            await admin.demand(checking_topics(settings.acl_names(group_id=settings.group_id)))
             existing = await admin.existing(describe=names)
             missing = [spec for spec in wanted if spec.name not in existing]
             if missing and not check:

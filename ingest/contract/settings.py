@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, SecretStr, model_validator
 from pydantic.fields import FieldInfo
 
+from ingest.contract.acls import Names
 from ingest.contract.setting_types import (
     YEAR_S,
     Dsn,
@@ -107,6 +108,16 @@ class TopicNameSettings(BaseModel):
         if len(names) != len(TopicNameSettings.model_fields):
             raise ValueError("DLR_REPORTS_TOPIC, DLR_RESULTS_TOPIC and DLR_DEAD_LETTERS_TOPIC must differ")
         return self
+
+    def acl_names(self, *, group_id: str = "", sink_group_id: str = "") -> Names:
+        """What rights are on; the groups are left out where a process has none."""
+        return Names(
+            reports_topic=self.reports_topic,
+            results_topic=self.results_topic,
+            dead_letters_topic=self.dead_letters_topic,
+            group_id=group_id,
+            sink_group_id=sink_group_id,
+        )
 
 
 class TopicShapeSettings(BaseModel):
@@ -272,6 +283,10 @@ class SinkGroupSettings(BaseModel):
         description="consumer group of the sink",
         json_schema_extra=_shown("dlrflow-sink-<kind>"),
     )
+
+    def group_of(self, kind: str) -> str:
+        """The consumer group of the sink of this kind (`postgres`, `sqlite` or `jsonl`)."""
+        return self.sink_group_id or f"dlrflow-sink-{kind}"
 
 
 class DestinationSettings(BaseModel):

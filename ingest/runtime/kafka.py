@@ -6,9 +6,8 @@ asks for a topic by name: it lists all of them, and describes the configuration 
 
 import asyncio
 import contextlib
-import os
 import ssl
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +22,8 @@ from ingest.runtime.backoff import Backoff
 from ingest.runtime.clock import Clock, SystemClock
 from ingest.runtime.connections import notice_resets
 from ingest.runtime.errors import ServiceAwayError, UsageError
+from ingest.runtime.first_answer import REQUEST_TIMEOUT_MS, first_answer, user_of, words_of
+from ingest.runtime.rights import R, Right, lacking
 
 T = TypeVar("T")
 
@@ -32,7 +33,6 @@ BrokerError = KafkaError
 START_PATIENCE_S = 30.0
 _RETRY_FIRST_S = 0.2
 _RETRY_MOST_S = 2.0
-_REQUEST_TIMEOUT_MS = 10_000
 _CLOSE_S = 2.0
 _USABLE_S = 15.0
 _LOOK_FIRST_S = 0.02
@@ -109,6 +109,21 @@ def client_options(login: KafkaLogin) -> dict[str, Any]:
     return options
 
 
+def refuse_lacking(rights: Sequence[Right], user: str) -> None:
+    """End a command that may not do what it is for.
+
+    Args:
+        rights: those that are missing.
+        user: who does not have them, in words.
+
+    Raises:
+        UsageError: there are any.
+    """
+    if rights:
+        listed = ", ".join(f"{right.operation} on {right.resource} {right.name}" for right in rights)
+        raise UsageError(f"Kafka does not allow {user}: {listed}; `python -m ingest acls` says what is needed")
+
+
 def _tls(login: KafkaLogin) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=login.kafka_ca_file)
@@ -152,6 +167,7 @@ class TopicAdmin:
         """Connect.
 
         Raises:
+            LoginRefusedError: a broker answered, and that was that.
             ServiceAwayError: no broker answered in time.
         """
         try:
@@ -180,6 +196,15 @@ class TopicAdmin:
             BrokerError: it may not be looked at.
         """
         return await self._patiently(lambda: self._existing(describe))
+
+    async def lacking(self, rights: Iterable[R]) -> list[R]:
+        """Those of the rights that this user does not have (`ingest.runtime.rights`). Raises what `existing` does."""
+        wanted = list(rights)
+        return await self._patiently(lambda: lacking(self._admin, wanted))
+
+    async def demand(self, rights: Iterable[Right]) -> None:
+        """Make sure of rights. Raises what `existing` does, and `UsageError` if one is missing."""
+        refuse_lacking(await self.lacking(rights), user_of(self._options))
 
     async def cluster_id(self) -> str:
         """The id of the cluster, "" if it has none. Raises what `existing` does."""
@@ -267,13 +292,17 @@ class TopicAdmin:
     async def _connect(self) -> None:
         backoff = Backoff(_RETRY_FIRST_S, _RETRY_MOST_S)
         while self._client is None:
-            while not await self._anyone_listens():
+            try:
+                await first_answer(self._options)
+            except (KafkaError, OSError) as error:
+                self._last_error = f": {words_of(error)}"
                 await self._clock.sleep(backoff.next())
-            client = AIOKafkaAdminClient(**self._options, request_timeout_ms=_REQUEST_TIMEOUT_MS)
+                continue
+            client = AIOKafkaAdminClient(**self._options, request_timeout_ms=REQUEST_TIMEOUT_MS)
             try:
                 await client.start()
             except (KafkaError, OSError) as error:
-                self._last_error = f": {error}"
+                self._last_error = f": {words_of(error)}"
                 await client.close()
                 await self._clock.sleep(backoff.next())
             except BaseException:
@@ -293,19 +322,6 @@ class TopicAdmin:
             if usable.issuperset(names):
                 return
             await self._clock.sleep(backoff.next())
-
-    async def _anyone_listens(self) -> bool:
-        """Whether a connection can be made; the client would log an error for each that cannot."""
-        for server in self._options["bootstrap_servers"]:
-            host, _, port = server.rpartition(":")
-            try:
-                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-            except OSError as error:
-                self._last_error = f": {os.strerror(error.errno) if error.errno else error}"
-            else:
-                writer.close()
-                return True
-        return False
 
     async def _close(self) -> None:
         client, self._client = self._client, None
