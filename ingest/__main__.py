@@ -22,6 +22,7 @@ from ingest.settings import (
     ReceiveSettings,
     SimulateSettings,
     TopicsSettings,
+    VerifySettings,
 )
 
 SURFACE = Surface(prefix=PREFIX, fields=all_fields())
@@ -126,6 +127,31 @@ def simulate(
     paths = {Route.BATCH: loaded.settings.batch_path, Route.SINGLE: loaded.settings.single_path}
     target = Target.parse(url, paths=paths, connections=connections, rate=rate, sign=sign)
     run(play_platform(options, target, truth))
+
+
+@cli.command(VerifySettings)
+def verify(
+    loaded: Loaded[VerifySettings],
+    *,
+    head: Annotated[Path, typer.Option(help="file with the head as received, or with lines 'name: value'")],
+    body: Annotated[Path | None, typer.Option(help="file with the body [default: what follows the head]")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="of the request [default: as its first line says, or POST]")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="path and query [default: as the first line says, or DLR_BATCH_PATH]")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="when it is judged, such as 20241212T070653Z [default: now]")
+    ] = None,
+) -> None:
+    """Explain whether the signature of a captured request is right; status 1 if it is not."""
+    from ingest.commands.captured import moment_of, read_capture  # noqa: PLC0415
+    from ingest.commands.verify import explain  # noqa: PLC0415
+
+    paths = (loaded.settings.batch_path, loaded.settings.single_path)
+    capture = read_capture(head, body, method=method, target=target, default_target=paths[0])
+    explain(capture, loaded.settings, now=moment_of(at), paths=paths)
 
 
 @cli.command(IngestSettings)

@@ -60,5 +60,9 @@ class AclsSettings(TopicNameSettings, GroupSettings, SinkGroupSettings, LogSetti
     """What `acls` uses."""
 
 
+class VerifySettings(PathSettings, AuthSettings, LogSettings, Settings):
+    """What `verify` uses besides its own options."""
+
+
 class IngestSettings(ReceiveSettings, TopicsSettings):
     """What any command of the package uses, for `config`."""
