@@ -10,14 +10,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ingest.contract.acls import publishing
 from ingest.forward.courier import Courier, ForwardTopics
 from ingest.forward.drain import Drained, drain
 from ingest.forward.kafka import open_publisher
 from ingest.forward.loop import Forwarder
 from ingest.runtime.clock import SystemClock
-from ingest.runtime.errors import FoundError, UsageError
+from ingest.runtime.errors import FoundError, ServiceAwayError, UsageError
 from ingest.runtime.files import RealFileSystem
-from ingest.runtime.kafka import client_options
+from ingest.runtime.kafka import BrokerError, TopicAdmin, client_options
 from ingest.runtime.supervise import stop_event_on_signals
 from ingest.settings import DrainSettings
 from ingest.spool.accounts import Accounts
@@ -114,9 +115,14 @@ async def _drain(settings: DrainSettings, options: dict[str, object]) -> Drained
     try:
         if not settings.spool_allow_volatile:
             check_device(fs, root)
+        if folders(fs, root):
+            async with TopicAdmin(options, clock=clock) as admin:
+                await admin.demand(publishing(settings.acl_names()))
         adopted = await adopt_free(root, fs=fs, clock=clock, accounts=accounts)
     except VolatileSpoolError as error:
         raise UsageError(f"{error}; DLR_SPOOL_ALLOW_VOLATILE=true takes it all the same") from None
+    except BrokerError as error:
+        raise ServiceAwayError(f"Kafka went away at the start: {error}") from None
     except OSError as error:
         raise UsageError(f"the spool folder {root} cannot be used: {error.strerror}") from None
     topics = ForwardTopics(reports=settings.reports_topic, dead_letters=settings.dead_letters_topic)

@@ -23,14 +23,16 @@ async def manage_topics(settings: TopicsSettings, *, check: bool) -> None:
     """
     wanted = wanted_topics(settings.topic_needs())
     names = {spec.name for spec in wanted}
+    rights = checking_topics(settings.acl_names(group_id=settings.group_id))
     made: list[str] = []
     try:
         async with TopicAdmin(client_options(settings)) as admin:
-            await admin.demand(checking_topics(settings.acl_names(group_id=settings.group_id)))
+            await admin.demand(rights)
             existing = await admin.existing(describe=names)
             missing = [spec for spec in wanted if spec.name not in existing]
             if missing and not check:
                 made = await admin.create(missing)
+                await admin.demand(rights)  # of a topic that is not there brokers do not say what is allowed
                 existing = await admin.existing(describe=names)
     except BrokerError as error:
         raise ServiceAwayError(f"Kafka went away while its topics were looked at: {error}") from None

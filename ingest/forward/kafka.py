@@ -21,6 +21,7 @@ from ingest.forward.publisher import Publisher
 from ingest.forward.record import Record
 from ingest.runtime.backoff import Backoff
 from ingest.runtime.clock import Clock
+from ingest.runtime.first_answer import refusal
 
 BATCH_MAX_BYTES: Final = 512 * 1024
 """A batch before compression. A larger record goes in a batch of its own. Well below the brokers' usual 1 MiB, so that
@@ -154,7 +155,7 @@ class KafkaLink:
 
     async def _open(self) -> AIOKafkaProducer:
         backoff = Backoff(RECONNECT_FIRST_S, RECONNECT_MOST_S)
-        away = False
+        away = ""
         while True:
             if self._closed:
                 raise ClosedError
@@ -162,10 +163,11 @@ class KafkaLink:
             try:
                 await self._start(producer)
             except (KafkaError, OSError, AssertionError, TimeoutError) as error:
-                if not away:
-                    away = True
-                    _log.warning("Kafka is away: trying again until it is back", because=_name(error))
                 await _stop(producer)
+                because = await refusal(self._options) or _name(error)
+                if because != away:
+                    away = because
+                    _log.warning("Kafka is away: trying again until it is back", because=because)
                 await self._clock.sleep(backoff.next())
             except BaseException:
                 await _stop(producer)

@@ -4,6 +4,7 @@ aiokafka says of a login that is refused only that it could not connect. So one 
 first answer, and whose error is told.
 """
 
+import asyncio
 import errno
 import os
 import ssl
@@ -23,6 +24,9 @@ from aiokafka.protocol.metadata import MetadataRequest
 from ingest.runtime.errors import UsageError
 
 REQUEST_TIMEOUT_MS = 10_000
+REFUSAL_TIMEOUT_S = 3.0
+"""Who refuses answers soon; whoever does not answer is away."""
+
 _DETAIL_CHARS_MAX = 200
 
 
@@ -41,7 +45,8 @@ async def refusal(options: Mapping[str, Any]) -> str:
         options: from `client_options`.
     """
     try:
-        await first_answer(options)
+        async with asyncio.timeout(REFUSAL_TIMEOUT_S):
+            await first_answer(options)
     except LoginRefusedError as error:
         return str(error)
     except (KafkaError, OSError):
@@ -63,7 +68,7 @@ async def first_answer(options: Mapping[str, Any]) -> None:
         KafkaError, OSError: none has.
     """
     failed: Exception = KafkaConnectionError("no broker is named")
-    for server in options["bootstrap_servers"]:
+    for server in options.get("bootstrap_servers", ()):
         try:
             await _talk(server, options)
         except (KafkaError, OSError) as error:
@@ -119,7 +124,7 @@ def _away(server: str, error: Exception, options: Mapping[str, Any]) -> str:
             )
         case ssl.SSLError():
             return f"no TLS with {server}: {error.reason or error}"
-        case ConnectionResetError() if options["security_protocol"].endswith("SSL"):
+        case ConnectionResetError() if options.get("security_protocol", "").endswith("SSL"):
             return f"no TLS with {server}: it closes the connection"
         case OSError() if error.errno in errno.errorcode:
             return f"{server}: {os.strerror(error.errno)}"
