@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ingest.receiver.keys import Keys
+from ingest.receiver.tls import Pairs
 from ingest.settings import ReceiveSettings
 
 
@@ -15,7 +16,9 @@ class Handover:
 
     Attributes:
         keys: None if no keys file is configured.
+        pairs: certificates and their keys; None for plain HTTP.
     """
 
     settings: ReceiveSettings
     keys: Keys | None = None
+    pairs: Pairs | None = None
