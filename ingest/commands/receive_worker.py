@@ -17,19 +17,23 @@ from typing import Any, Final
 import structlog
 from prometheus_client import REGISTRY, values
 
+from ingest.commands.receive_tls import tls_files
 from ingest.commands.worker_spool import LateSpool
 from ingest.forward.courier import Courier, ForwardTopics
 from ingest.forward.direct import KafkaPublisher
 from ingest.forward.kafka import KafkaLink
 from ingest.forward.loop import Forwarder
 from ingest.forward.publisher import Publisher
-from ingest.receiver.app import CallbackPort, HttpSettings
+from ingest.receiver.app import CallbackPort, HttpSettings, Tls
+from ingest.receiver.certificates import Certificates, Handshakes
 from ingest.receiver.channel import HEARTBEAT_S, Channel, State
 from ingest.receiver.durable import AckMode, InSpool, durable_path
 from ingest.receiver.gate import gates
 from ingest.receiver.keys import Keys, KeysFile, keys_at_start
+from ingest.receiver.peers import Networks, read_address
 from ingest.receiver.statistics import ReceiverMetrics, SpoolFigures, SpoolGauges
-from ingest.runtime import logs
+from ingest.receiver.tls import Pairs
+from ingest.runtime import descriptors, logs
 from ingest.runtime.clock import SystemClock
 from ingest.runtime.errors import CommandError
 from ingest.runtime.files import RealFileSystem
@@ -70,12 +74,19 @@ class Worker:
     """Everything one worker process holds."""
 
     def __init__(
-        self, settings: ReceiveSettings, listener: socket.socket, channel: Channel, keys: Keys | None = None
+        self,
+        settings: ReceiveSettings,
+        listener: socket.socket,
+        channel: Channel,
+        keys: Keys | None = None,
+        pairs: Pairs | None = None,
     ) -> None:
         self._settings = settings
         self._keys = None
         if settings.auth_keys_file is not None:
             self._keys = KeysFile(settings.auth_keys_file, keys or keys_at_start(settings.auth_keys_file))
+        files = tls_files(settings)
+        self._certificates = None if files is None else Certificates(files, pairs)
         self._channel = channel
         self._mode = AckMode(settings.ack_mode)
         self._clock = SystemClock()
@@ -100,6 +111,9 @@ class Worker:
             ack_timeout_s=settings.ack_timeout_s,
         )
         self._gauges = SpoolGauges(REGISTRY, self._figures)
+        connections_max = descriptors.within_limit(settings.connections_max)
+        of_peer = settings.connections_per_peer_max
+        proxies = Networks(settings.trusted_proxies)
         self._port = CallbackPort(
             listener,
             settings=HttpSettings(
@@ -109,13 +123,19 @@ class Worker:
                 reports_max=settings.reports_max,
                 request_timeout_s=settings.request_timeout_s,
                 keepalive_s=settings.keepalive_s,
-                connections_max=settings.connections_max,
+                connections_max=connections_max,
+                connections_per_peer_max=(connections_max + 1) // 2 if of_peer is None else of_peer,
+                bodies_max_bytes=settings.bodies_max_bytes,
+                head_max_bytes=settings.head_max_bytes,
+                headers_max=settings.headers_max,
                 connection_max_age_s=settings.connection_max_age_s,
             ),
             durable=self._durable,
             clock=self._clock,
             metrics=ReceiverMetrics(REGISTRY),
+            tls=None if self._certificates is None else Tls(self._certificates, Handshakes(REGISTRY)),
             gates=gates(settings, settings, self._keys, registry=REGISTRY, clock=self._clock),
+            is_proxy=lambda text: (address := read_address(text)) is not None and address in proxies,
         )
 
     async def work(self) -> int:
@@ -134,6 +154,8 @@ class Worker:
             coros += [self._serve_spool(), self._spool.writer_ended()]
         if self._keys is not None:
             coros.append(self._keys.follow(self._clock))
+        if self._certificates is not None:
+            coros.append(self._certificates.follow(self._clock))
         tasks = [asyncio.create_task(coro) for coro in coros]
         failure = await _failure_before(self._channel.stop, tasks)
         status = 0 if failure is None else 1
@@ -228,6 +250,7 @@ class Worker:
     async def _report(self) -> None:
         while True:
             self._gauges.refresh()
+            self._port.refresh()
             self._channel.say(self._state())
             await self._clock.sleep(HEARTBEAT_S)
 
@@ -287,7 +310,7 @@ async def _main(listener: socket.socket, channel_descriptor: int) -> int:
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     loop.add_signal_handler(signal.SIGTERM, channel.stop.set)
     try:
-        return await Worker(settings, listener, channel, handed.keys).work()
+        return await Worker(settings, listener, channel, handed.keys, handed.pairs).work()
     except CommandError as error:
         channel.say(State(ready=False, failed=str(error), status=error.status))
         return error.status

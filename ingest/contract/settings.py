@@ -172,6 +172,11 @@ class WorkerSettings(BaseModel):
     connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=2000, description="open connections of one worker at most"
     )
+    connections_per_peer_max: Annotated[Annotated[int, Field(ge=0, le=1_000_000)] | None, Unset] = Field(
+        default=None,
+        description="of them from one address at most; 0: no bound; DLR_TRUSTED_PROXIES have none",
+        json_schema_extra=_shown("half of DLR_CONNECTIONS_MAX"),
+    )
     connection_max_age_s: Seconds = Field(
         default=600, description="age from which a connection is closed with its next answer"
     )
@@ -185,6 +190,15 @@ class PushSettings(BaseModel):
     )
     reports_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=1000, description="reports of a push at most"
+    )
+    head_max_bytes: Annotated[int, Field(ge=1024, le=_MIB)] = Field(
+        default=32_768, description="bytes of the head of a request at most"
+    )
+    headers_max: Annotated[int, Field(ge=16, le=10_000)] = Field(
+        default=128, description="headers of a request at most, trailers included"
+    )
+    bodies_max_bytes: Annotated[int, Field(ge=_MIB)] = Field(
+        default=256 * _MIB, description="bytes of requests in the memory of one worker at most"
     )
 
 

@@ -3,12 +3,16 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Mapping
+import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from ingest.contract.push import Route
-from ingest.receiver.connection import Server
+from ingest.receiver.certificates import Certificates, Handshakes
+from ingest.receiver.connection import Connection, ConnectionLimits, Server
+from ingest.receiver.crowd import Crowd, Guest, Limit
 from ingest.receiver.durable import Durable
 from ingest.receiver.gate import OPEN, Gates
 from ingest.receiver.handlers import CallbackHandler, Limits
@@ -24,11 +28,22 @@ LINGER_S: Final = 5.0
 FIRST_WORD_S: Final = 1.0
 """How long a connection that was accepted last may take to begin its request."""
 
+LAST_HANDSHAKES_S: Final = 2.0
+"""How long the handshakes of those that were accepted last may take."""
+
+CLOSE_NOTIFY_S: Final = 2.0
+"""How long the end of a TLS connection waits for the sender's word that it, too, has nothing more to say. Until then
+what it sends is read and dropped, so that the answer is not lost to a reset."""
+
 CUT_S: Final = 0.05
 """What a connection that is still open at the end gets; aiohttp takes 0 for no bound at all."""
 
 ACCEPT_PAUSE_S: Final = 0.1
-"""Pause after accept failed for want of something that comes back (file descriptors, memory)."""
+"""Pause after accept failed for want of something that comes back (file descriptors, memory), and between two looks for
+somebody who must go at the bound on connections."""
+
+LINE_MAX_BYTES: Final = 8190
+"""Of a line of a head; aiohttp's own default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +51,12 @@ class HttpSettings:
     """What the callback port needs of the settings (contract.md section 2).
 
     Attributes:
-        connections_max: of this worker; further ones wait in the queue of the listening socket.
+        connections_max: of this worker; see `Crowd` for who goes at the bound, and when further ones wait in the queue
+            of the listening socket.
+        connections_per_peer_max: of them from one address; 0: no bound.
+        bodies_max_bytes: of requests in memory, over all connections.
+        head_max_bytes: of the head of a request.
+        headers_max: headers of a request, trailers included.
         connection_max_age_s: age from which a connection is closed with its next answer.
     """
 
@@ -47,6 +67,10 @@ class HttpSettings:
     request_timeout_s: float
     keepalive_s: float
     connections_max: int
+    connections_per_peer_max: int
+    bodies_max_bytes: int
+    head_max_bytes: int
+    headers_max: int
     connection_max_age_s: float
 
     @property
@@ -64,6 +88,14 @@ class HttpSettings:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What a port needs to speak TLS."""
+
+    certificates: Certificates
+    handshakes: Handshakes
+
+
 class CallbackPort:
     """Serves the callback paths on a listening socket that other workers may share.
 
@@ -77,6 +109,8 @@ class CallbackPort:
         clock: says when a push was received.
         metrics: of this worker.
         gates: check who pushes.
+        is_proxy: whether an address is a proxy that speaks for many.
+        tls: None for plain HTTP.
     """
 
     def __init__(
@@ -88,14 +122,26 @@ class CallbackPort:
         clock: Clock,
         metrics: ReceiverMetrics,
         gates: Gates = OPEN,
+        is_proxy: Callable[[str], bool] = lambda _: False,
+        tls: Tls | None = None,
     ) -> None:
         listener.setblocking(False)  # noqa: FBT003 - the socket's own signature
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
-        self._connections_max = settings.connections_max
+        self._tls = tls
+        self._handshake_timeout_s = settings.request_timeout_s
+        self._crowd = Crowd(
+            most=settings.connections_max,
+            most_of_peer=settings.connections_per_peer_max,
+            most_bytes=settings.bodies_max_bytes,
+            now=self._loop.time,
+            on_limit=metrics.count_limit,
+            is_exempt=is_proxy,
+        )
         self._open = 0
         self._accepting = False
+        self._pause: asyncio.TimerHandle | None = None
         self._closed = False
         self._opening: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
@@ -106,13 +152,20 @@ class CallbackPort:
         self._handler.leaving = not settings.keepalive_s
         self._server = Server(
             self._handler,
-            head_timeout_s=settings.request_timeout_s,
+            crowd=self._crowd,
+            limits=ConnectionLimits(
+                head_timeout_s=settings.request_timeout_s,
+                head_max_bytes=settings.head_max_bytes,
+                answer_timeout_s=settings.request_timeout_s,
+            ),
+            max_line_size=min(LINE_MAX_BYTES, settings.head_max_bytes),
+            max_field_size=min(LINE_MAX_BYTES, settings.head_max_bytes),
+            max_headers=settings.headers_max,
             max_age_s=settings.connection_max_age_s,
             # A connection that has not asked yet is never closed at once.
             keepalive_timeout=settings.keepalive_s or settings.request_timeout_s,
             lingering_time=LINGER_S,
             on_error=lambda status: metrics.count_request("other", status),
-            on_lost=self._on_lost,
         )
 
     def start(self) -> None:
@@ -137,46 +190,95 @@ class CallbackPort:
             stack.push_async_callback(self._server.shutdown, CUT_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
-                    if self._opening:
-                        await asyncio.wait(self._opening)
+                    await self._end_opening(LAST_HANDSHAKES_S)
                     for connection in self._server.senders():
                         connection.leave(FIRST_WORD_S)
                     await self._empty.wait()
+            await self._end_opening(0.0)
+
+    async def _end_opening(self, within_s: float) -> None:
+        """Wait for the connections that are being opened, then give them up."""
+        if self._opening:
+            await asyncio.wait(self._opening, timeout=within_s)
+        for task in list(self._opening):
+            task.cancel()
+        await asyncio.gather(*self._opening, return_exceptions=True)
+
+    def refresh(self) -> None:
+        """Set the gauge of the memory to what holds now."""
+        self._metrics.held_bytes.set(self._crowd.held_bytes)
 
     def _accept(self) -> bool:
         """Take connections from the queue; returns whether more may wait there that can be taken now."""
         for _ in range(ACCEPT_MOST):
-            if self._open >= self._connections_max:
+            if not self._crowd.has_room():
                 self._metrics.connections_full.inc()
-                self._stop_accepting()
+                self._pause_accepting()
                 return False
             try:
-                accepted, _ = self._listener.accept()
+                accepted, address = self._listener.accept()
             except (InterruptedError, ConnectionAbortedError):
                 continue
             except BlockingIOError:
                 return False
             except OSError:
-                self._stop_accepting()
-                self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again)
+                # Most likely descriptors: whoever keeps us waiting longest gives one back.
+                self._metrics.count_limit(Limit.DESCRIPTORS)
+                self._crowd.evict_one()
+                self._pause_accepting()
                 return False
             accepted.setblocking(False)  # noqa: FBT003 - the socket's own signature
-            self._open += 1
-            self._empty.clear()
-            self._metrics.connections.set(self._open)
-            task = self._loop.create_task(self._attach(accepted))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            self._let_in(accepted, str(address[0]) if address else "")
         return True
 
-    async def _attach(self, accepted: socket.socket) -> None:
-        try:
-            await self._loop.connect_accepted_socket(self._server, accepted)
-        except OSError:
+    def _let_in(self, accepted: socket.socket, peer: str) -> None:
+        # Until there is a connection (over TLS: until the handshake is done), the socket itself is shut down.
+        guest = self._crowd.enter(peer, lambda: _shut_down(accepted))
+        if guest is None:
             accepted.close()
-            self._on_lost()
+            return
+        self._open += 1
+        self._empty.clear()
+        self._metrics.connections.set(self._open)
+        task = self._loop.create_task(self._attach(accepted, guest))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
 
-    def _on_lost(self) -> None:
+    async def _attach(self, accepted: socket.socket, guest: Guest) -> None:
+        connection = self._server.connection(guest, on_lost=partial(self._on_lost, guest))
+        try:
+            await self._open_connection(connection, accepted)
+        except OSError as error:
+            accepted.close()
+            if self._tls is not None:
+                self._tls.handshakes.failed(error)
+        finally:
+            # One that was opened says itself when it is lost.
+            if not connection.was_opened():
+                self._on_lost(guest)
+
+    async def _open_connection(self, connection: Connection, accepted: socket.socket) -> None:
+        """Let a connection speak over a socket; over TLS, once the handshake is done.
+
+        Raises:
+            OSError: the socket, or its handshake, came to nothing.
+        """
+        if self._tls is None:
+            await self._loop.connect_accepted_socket(lambda: connection, accepted)
+            return
+        transport, _ = await self._loop.connect_accepted_socket(
+            lambda: connection,
+            accepted,
+            ssl=self._tls.certificates.context,
+            ssl_handshake_timeout=self._handshake_timeout_s,
+            ssl_shutdown_timeout=CLOSE_NOTIFY_S,
+        )
+        session = transport.get_extra_info("ssl_object")
+        if isinstance(session, ssl.SSLObject):
+            self._tls.handshakes.succeeded(session)
+
+    def _on_lost(self, guest: Guest) -> None:
+        self._crowd.leave(guest)
         self._open -= 1
         self._metrics.connections.set(self._open)
         if not self._open:
@@ -184,10 +286,28 @@ class CallbackPort:
         self._accept_again()
 
     def _accept_again(self) -> None:
-        if not self._accepting and not self._closed and self._open < self._connections_max:
+        if self._accepting or self._closed:
+            return
+        if self._crowd.has_room():
             self.start()
+        else:
+            self._look_again()
+
+    def _pause_accepting(self) -> None:
+        self._stop_accepting()
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Somebody may have to go by then."""
+        if self._pause is None or self._pause.when() <= self._loop.time():
+            self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again)
 
     def _stop_accepting(self) -> None:
         if self._accepting:
             self._accepting = False
             self._loop.remove_reader(self._listener)
+
+
+def _shut_down(accepted: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        accepted.shutdown(socket.SHUT_RDWR)

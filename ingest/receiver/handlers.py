@@ -3,16 +3,17 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from aiohttp import web
-from aiohttp.http import HttpVersion11
+from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.streams import StreamReader
 
 from ingest.contract.push import Push, Route, count_reports
 from ingest.contract.report import RejectedError
 from ingest.receiver import statuses
-from ingest.receiver.connection import BrokenFramingError, Connection
+from ingest.receiver.connection import BrokenFramingError, Connection, CrowdedOutError, FramingTooLargeError
+from ingest.receiver.crowd import Limit
 from ingest.receiver.durable import RETRY_AFTER_S, Durable
 from ingest.receiver.gate import OPEN, Gates
 from ingest.receiver.parse import content_length, is_identity, is_of_type, is_plainly_chunked, target_path
@@ -21,9 +22,6 @@ from ingest.receiver.statistics import ReceiverMetrics
 from ingest.receiver.statuses import Answer, RefusedError
 from ingest.runtime.clock import Clock
 from ingest.runtime.errors import BusyError
-
-BODIES_MAX_BYTES: Final = 256 * 1024 * 1024
-"""Bodies of requests that are not answered yet, over all connections of a worker; beyond, the answer is 503."""
 
 DOCUMENTED_REPORTS_MAX: Final = 50
 """protocol.md section 1: more in a push is not an error, but it is counted."""
@@ -69,7 +67,6 @@ class CallbackHandler:
         self._metrics = metrics
         self._peers = gates.peers
         self._signatures = gates.signatures
-        self._held_bytes = 0
         self.leaving = False
         """Every answer asks the sender to open another connection: a shutdown has begun, or none is to be kept."""
 
@@ -79,12 +76,14 @@ class CallbackHandler:
         target = request.raw_path
         route = self._paths.get(target) or self._paths.get(target_path(target))
         try:
+            _check_framing(request)
             answer = await self._take(request, route, started)
         except RefusedError as refused:
             answer = refused.answer
         self._metrics.count_request(_OTHER if route is None else route, answer.status)
         # What is left of a body is read for a moment, so that the answer is not lost with it, then dropped.
-        return Reply(answer, close=self.leaving or not request.content.is_eof() or _is_old(request))
+        close = self.leaving or not request.content.is_eof() or _connection(request).is_old()
+        return Reply(answer, close=close or _may_end_elsewhere(request))
 
     async def _take(self, request: web.BaseRequest, route: Route | None, started: float) -> Answer:
         # The order of the checks is the contract's: 403 of the peer's network stands before the path,
@@ -101,7 +100,7 @@ class CallbackHandler:
         except BusyError as busy:
             raise RefusedError(statuses.come_back(busy.retry_after_s)) from busy
         finally:
-            self._held_bytes -= len(body)
+            _connection(request).release_body()
         # From here on the reports are ours to lose.
         self._metrics.ack_seconds.observe(self._clock.monotonic() - started)
         self._metrics.reports.inc(reports)
@@ -123,49 +122,58 @@ class CallbackHandler:
         if "Transfer-Encoding" in headers and not is_plainly_chunked(headers.getall("Transfer-Encoding")):
             raise RefusedError(statuses.OTHER_CODING)
         if content_length(headers.get("Content-Length", "")) > self._limits.body_max_bytes:
-            raise RefusedError(statuses.TOO_LARGE)
+            raise self._too_large()
         return route
 
     async def _read(self, request: web.BaseRequest) -> bytes:
         """The whole body: 413, 408. Its bytes count as held when this returns."""
         content = request.content
+        connection = _connection(request)
         if content.is_eof():  # the usual case: it came with the head
             body = content.read_nowait(-1)
             if len(body) > self._limits.body_max_bytes:
-                raise RefusedError(statuses.TOO_LARGE)
-            self._hold(len(body))
+                raise self._too_large()
+            _hold(connection, len(body))
             return body
         if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0  # it is no part of the answer
-        pieces: list[bytes] = []
         try:
             async with asyncio.timeout(self._limits.request_timeout_s):
-                await self._read_pieces(content, pieces)
+                return await self._read_pieces(connection, content)
         except BaseException as error:
-            self._held_bytes -= sum(map(len, pieces))
-            if isinstance(error, TimeoutError):
-                raise RefusedError(statuses.TOO_SLOW) from None
-            if isinstance(error, BrokenFramingError):
-                raise RefusedError(statuses.NOT_HTTP) from None
+            connection.release_body()
+            if (refused := self._refusal(error)) is not None:
+                raise refused from None
             raise
-        return b"".join(pieces)
 
-    async def _read_pieces(self, content: StreamReader, pieces: list[bytes]) -> None:
-        size = 0
+    async def _read_pieces(self, connection: Connection, content: StreamReader) -> bytes:
+        # One buffer: pieces of a few bytes each would take many times their size.
+        body = bytearray()
         while piece := await content.readany():
-            size += len(piece)
-            if size > self._limits.body_max_bytes:
-                raise RefusedError(statuses.TOO_LARGE)
-            self._hold(len(piece))
-            pieces.append(piece)
+            if len(body) + len(piece) > self._limits.body_max_bytes:
+                raise self._too_large()
+            _hold(connection, len(piece))
+            body += piece
+        return bytes(body)
 
-    def _hold(self, size: int) -> None:
-        """Count bytes as held by a request that is not answered yet: 503 beyond the bound."""
-        if self._held_bytes + size > BODIES_MAX_BYTES:
-            self._metrics.bodies_full.inc()
-            raise RefusedError(statuses.come_back(RETRY_AFTER_S))
-        self._held_bytes += size
+    def _refusal(self, error: BaseException) -> RefusedError | None:
+        """What to answer where reading a body ended with an error; None if it is not the sender's."""
+        if isinstance(error, TimeoutError):
+            self._metrics.count_limit(Limit.BODY_TIME)
+            return RefusedError(statuses.TOO_SLOW)
+        if isinstance(error, BrokenFramingError):
+            return RefusedError(statuses.NOT_HTTP)
+        if isinstance(error, FramingTooLargeError):
+            self._metrics.count_limit(Limit.FRAMING)
+            return RefusedError(statuses.TOO_LARGE)
+        if isinstance(error, CrowdedOutError):
+            return RefusedError(statuses.come_back(RETRY_AFTER_S))
+        return None
+
+    def _too_large(self) -> RefusedError:
+        self._metrics.count_limit(Limit.BODY_SIZE)
+        return RefusedError(statuses.TOO_LARGE)
 
     def _judge(self, route: Route, body: bytes) -> tuple[int, Answer]:
         """How many reports the push counts as, and its answer once it is durable: a refused body is kept, too."""
@@ -175,6 +183,36 @@ class CallbackHandler:
             return 1, statuses.bad_request(rejected.detail)
 
 
-def _is_old(request: web.BaseRequest) -> bool:
-    """Whether the connection of a request has reached `DLR_CONNECTION_MAX_AGE_S`."""
-    return isinstance(request.protocol, Connection) and request.protocol.is_old()
+def _check_framing(request: web.BaseRequest) -> None:
+    """Refuse what the HTTP parser takes although it has no one meaning (RFC 9112 sections 2.3 and 6.1).
+
+    Raises:
+        RefusedError: another version than 1.0 and 1.1, or none; chunks in HTTP/1.0, which knows none.
+    """
+    version = request.version
+    if version == HttpVersion11:
+        return
+    if version != HttpVersion10 or "Transfer-Encoding" in request.headers:
+        raise RefusedError(statuses.NOT_HTTP)
+
+
+def _may_end_elsewhere(request: web.BaseRequest) -> bool:
+    """Whether what follows on the connection must not be read as requests.
+
+    Somebody in front of us may see another end of a request with an odd coding; and after a declined `Upgrade` aiohttp
+    can put the pieces of what follows together in a wrong order.
+    """
+    headers = request.headers
+    if "Upgrade" in headers or request.version != HttpVersion11 or request.method == "CONNECT":
+        return True
+    return "Transfer-Encoding" in headers and not is_plainly_chunked(headers.getall("Transfer-Encoding"))
+
+
+def _connection(request: web.BaseRequest) -> Connection:
+    return cast("Connection", request.protocol)
+
+
+def _hold(connection: Connection, size: int) -> None:
+    """Count bytes of a request that is not answered yet; 503 if there is no room for them."""
+    if not connection.hold_body(size):
+        raise RefusedError(statuses.come_back(RETRY_AFTER_S))

@@ -4,11 +4,25 @@
 push. There are few answers, so their heads stand ready and only date and connection are added.
 """
 
+from typing import Protocol, cast
+
 from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import HttpVersion10
 
-from ingest.receiver.statuses import Answer
+from ingest.receiver.statuses import SUCCESS, Answer
+
+
+class Giver(Protocol):
+    """The connection, as far as an answer needs it."""
+
+    async def delivered(self, *, success: bool, last: bool) -> None:
+        """An answer was given to the transport: return once the sender may have the next one.
+
+        Raises:
+            ConnectionResetError: the sender does not take its answers.
+        """
+        ...
 
 
 class Reply(web.StreamResponse):
@@ -33,7 +47,7 @@ class Reply(web.StreamResponse):
         """Send the whole answer.
 
         Raises:
-            ConnectionResetError: the sender is gone.
+            ConnectionResetError: the sender is gone, or does not take its answers.
         """
         request = self._req
         if request is None or (transport := request.transport) is None or transport.is_closing():
@@ -47,4 +61,4 @@ class Reply(web.StreamResponse):
         date = rfc822_formatted_time().encode()
         body = b"" if request.method == "HEAD" else answer.body
         transport.write(b"%sDate: %s\r\n%s\r\n%s" % (answer.head, date, connection, body))
-        await request.writer.drain()
+        await cast("Giver", request.protocol).delivered(success=answer is SUCCESS, last=not self._keep_alive)

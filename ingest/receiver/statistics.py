@@ -6,6 +6,8 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from ingest.receiver.crowd import Limit
+
 ACK_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -47,11 +49,24 @@ class ReceiverMetrics:
             "How often DLR_CONNECTIONS_MAX was reached and further connections had to wait.",
             registry=registry,
         )
-        self.bodies_full = Counter(
-            "dlrflow_bodies_full_total",
-            "Pushes refused because too many bytes of bodies were in memory.",
+        self._limited = Counter(
+            "dlrflow_limited_total",
+            "How often a limit of the callback port was reached, by limit.",
+            ("limit",),
             registry=registry,
         )
+        for limit in Limit:
+            self._limited.labels(limit)
+        self.held_bytes = Gauge(
+            "dlrflow_held_bytes",
+            "Bytes of requests in memory on the callback port: bodies, incomplete heads, what was read ahead.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+
+    def count_limit(self, limit: Limit) -> None:
+        """Count a limit that a sender reached."""
+        self._limited.labels(limit).inc()
 
     def count_request(self, path: str, status: int) -> None:
         """Count one answered request; `path` is a route or `other`."""

@@ -54,6 +54,10 @@ CONTRACT = {
     "DLR_REQUEST_TIMEOUT_S": "10",
     "DLR_KEEPALIVE_S": "15",
     "DLR_CONNECTIONS_MAX": "2000",
+    "DLR_CONNECTIONS_PER_PEER_MAX": "half of DLR_CONNECTIONS_MAX",
+    "DLR_HEAD_MAX_BYTES": "32768",
+    "DLR_HEADERS_MAX": "128",
+    "DLR_BODIES_MAX_BYTES": str(256 * 1024**2),
     "DLR_CONNECTION_MAX_AGE_S": "600",
     "DLR_SPOOL_DIR": "var/spool",
     "DLR_SPOOL_MAX_BYTES": str(8 * 1024**3),
@@ -114,7 +118,7 @@ def test_every_setting_belongs_to_a_command() -> None:
 
 def test_every_default_is_allowed_where_it_is_spelled_out() -> None:
     """Writing a default into the environment changes nothing."""
-    decided = {"DLR_SINK_GROUP_ID", "DLR_LOG_FORMAT"}
+    decided = {"DLR_SINK_GROUP_ID", "DLR_LOG_FORMAT", "DLR_CONNECTIONS_PER_PEER_MAX"}
     environ = {name: value for name, value in CONTRACT.items() if name not in decided}
 
     for model in (IngestSettings, ConsumersSettings):

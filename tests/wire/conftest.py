@@ -11,7 +11,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from ingest.contract.push import Push
-from ingest.receiver.app import CallbackPort, HttpSettings
+from ingest.receiver.app import CallbackPort, HttpSettings, Tls
 from ingest.receiver.durable import AckMode, DirectPublisher, durable_path
 from ingest.receiver.statistics import ReceiverMetrics
 from ingest.runtime.clock import SystemClock
@@ -27,6 +27,10 @@ SETTINGS = HttpSettings(
     request_timeout_s=5,
     keepalive_s=5,
     connections_max=100,
+    connections_per_peer_max=0,
+    bodies_max_bytes=1 << 20,
+    head_max_bytes=32_768,
+    headers_max=128,
     connection_max_age_s=600,
 )
 
@@ -125,9 +129,9 @@ class Receiver:
     durable: Any
     senders: list[Sender] = field(default_factory=list)
 
-    async def connect(self) -> Sender:
-        """A new connection, closed with the test."""
-        sender = Sender(*await asyncio.open_connection(*self.address))
+    async def connect(self, **options: Any) -> Sender:
+        """A new connection, closed with the test; `options` are those of `asyncio.open_connection`."""
+        sender = Sender(*await asyncio.open_connection(*self.address, **options))
         self.senders.append(sender)
         return sender
 
@@ -152,7 +156,7 @@ Start = Callable[..., Awaitable[Receiver]]
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Starts a port; settings by name over the defaults, and `spool`, `mode`, `publisher`, `ack_timeout_s`."""
+    """Starts a port; settings by name over the defaults, and `spool`, `mode`, `publisher`, `ack_timeout_s`, `gates`."""
     running: list[Receiver] = []
 
     async def run(
@@ -161,6 +165,7 @@ async def start() -> AsyncIterator[Start]:
         mode: AckMode = AckMode.SPOOL,
         publisher: DirectPublisher | None = None,
         ack_timeout_s: float = 5,
+        tls: Tls | None = None,
         **settings: Any,
     ) -> Receiver:
         listener = socket.create_server(("127.0.0.1", 0))
@@ -174,6 +179,8 @@ async def start() -> AsyncIterator[Start]:
             durable=durable,
             clock=SystemClock(),
             metrics=ReceiverMetrics(registry),
+            gates=gates(registry),
+            tls=tls,
         )
         port.start()
         running.append(Receiver(port, address, spool, registry, durable))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from ingest.contract.push import Push, Route
-from ingest.receiver import durable, handlers
+from ingest.receiver import durable
 from ingest.receiver.durable import AckMode
 from ingest.runtime.errors import BusyError
 from ingest.spool.base import SpoolBrokenError, SpoolFullError
@@ -192,11 +192,10 @@ async def test_room_is_what_the_smallest_push_would_find(mode: AckMode, *, full:
     assert durable.durable_path(mode, spool, publisher, ack_timeout_s=1).has_room() is room
 
 
-async def test_bodies_in_memory_are_bounded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bodies_in_memory_are_bounded(start: Start) -> None:
     """Over all requests: beyond the bound a push is asked to come back, and room comes back with the answers."""
-    monkeypatch.setattr(handlers, "BODIES_MAX_BYTES", len(BODY))
     spool = FakeSpool(gate=asyncio.Event())
-    receiver = await start(spool=spool)
+    receiver = await start(spool=spool, bodies_max_bytes=len(BODY))
     first = await receiver.connect()
     await first.send(a_request(BODY))
     await spool.arrived.wait()
@@ -208,4 +207,4 @@ async def test_bodies_in_memory_are_bounded(start: Start, monkeypatch: pytest.Mo
     assert refused.status == 503
     assert (await first.answer()).status == 200
     assert (await receiver.ask(a_request(BODY))).status == 200
-    assert receiver.count("dlrflow_bodies_full_total") == 1
+    assert receiver.count("dlrflow_limited_total", limit="memory") == 1

@@ -119,7 +119,8 @@ async def test_a_sender_that_goes_in_the_middle_of_a_body_leaves_nothing(start: 
     assert (await receiver.ask(a_request(BODY))).status == 200
     assert receiver.count("dlrflow_http_requests_total", path="/batchReport", status="200") == 2
     assert receiver.count("dlrflow_http_requests_total", path="other", status="500") == 0
-    assert receiver.port._handler._held_bytes == 0
+    receiver.port.refresh()
+    assert receiver.count("dlrflow_held_bytes") == 0
 
 
 async def test_a_failing_handler_is_answered_without_internals(start: Start) -> None:

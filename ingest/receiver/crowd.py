@@ -1,0 +1,202 @@
+"""Who is connected to one worker, what they hold in memory, and who must go when there are too many.
+
+At a bound the newcomer is not refused: whoever has kept us waiting longest goes in its place, because a sender that
+pushes once per connection has nothing but newcomers. Senders that were never answered success go first. Whom we keep
+waiting (the push is on its way to the disk) never goes, and nobody goes within `GRACE_S`.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import AddressValueError, IPv6Address
+from typing import Final
+
+GRACE_S: Final = 1.0
+"""How long a sender may keep us waiting before it can be asked to go; an honest one needs a round trip."""
+
+_HOST_BITS: Final = 64
+
+WORTH_BYTES: Final = 16 * 1024
+"""Held bytes from which on it helps the memory to send somebody away."""
+
+
+class Limit(StrEnum):
+    """What was reached; a closed set, the label of `dlrflow_limited_total`."""
+
+    CONNECTIONS = "connections"
+    PEER = "connections-of-peer"
+    DESCRIPTORS = "descriptors"
+    MEMORY = "memory"
+    HANDSHAKE_TIME = "handshake-time"
+    HEAD_TIME = "head-time"
+    HEAD_SIZE = "head-size"
+    BODY_TIME = "body-time"
+    BODY_SIZE = "body-size"
+    FRAMING = "framing"
+    ANSWER_TIME = "answer-time"
+    IDLE_TIME = "idle-time"
+
+
+@dataclass(slots=True, eq=False)
+class Guest:
+    """One accepted socket.
+
+    Attributes:
+        peer: address that it came from; of IPv6, the network of 64 bits, which is what one host has.
+        evict: makes it go.
+        since: loop time from which on its sender keeps us waiting.
+        held: bytes of its requests in memory.
+        known: it was answered success.
+        gone: it counts no more.
+    """
+
+    peer: str
+    evict: Callable[[], None]
+    since: float = 0.0
+    held: int = 0
+    known: bool = False
+    gone: bool = False
+
+
+class Crowd:
+    """All guests of one worker.
+
+    Args:
+        most: guests at most.
+        most_of_peer: guests from one address at most, 0: no bound.
+        most_bytes: held by all of them at most.
+        now: the event loop's time.
+        on_limit: called with each limit that somebody reached.
+        is_exempt: whether an address may have any number of guests: a proxy speaks for many.
+    """
+
+    def __init__(
+        self,
+        *,
+        most: int,
+        most_of_peer: int,
+        most_bytes: int,
+        now: Callable[[], float],
+        on_limit: Callable[[Limit], None],
+        is_exempt: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self._most = most
+        self._most_of_peer = most_of_peer
+        self._most_bytes = most_bytes
+        self._now = now
+        self._is_exempt = is_exempt
+        self.on_limit = on_limit
+        self._of_peer: Counter[str] = Counter()
+        self._strangers: OrderedDict[Guest, None] = OrderedDict()
+        self._known: OrderedDict[Guest, None] = OrderedDict()
+        self._open = 0
+        self.held_bytes = 0
+        """Of all guests together."""
+
+    def __len__(self) -> int:
+        return self._open
+
+    def has_room(self) -> bool:
+        """Whether one more may come in, if need be for one that keeps us waiting for too long."""
+        return self._open < self._most or self._longest_waiting(lambda _: True) is not None
+
+    def evict_one(self) -> bool:
+        """Make one guest go; False if none has kept us waiting for long enough."""
+        return self._evict(self._longest_waiting(lambda _: True))
+
+    def enter(self, peer: str, evict: Callable[[], None]) -> Guest | None:
+        """Let one in, for another if it must be; None if nobody goes for it: it should be closed at once."""
+        exempt = not self._most_of_peer or self._is_exempt(peer)
+        peer = network_of(peer)
+        if self._of_peer[peer] >= self._most_of_peer and not exempt:
+            self.on_limit(Limit.PEER)
+            if not self._evict(self._longest_waiting(lambda other: other.peer == peer)):
+                return None
+        if self._open >= self._most:
+            self.on_limit(Limit.CONNECTIONS)
+            if not self.evict_one():
+                return None
+        guest = Guest(peer, evict)
+        self._open += 1
+        self._of_peer[peer] += 1
+        self.waits(guest)
+        return guest
+
+    def leave(self, guest: Guest) -> None:
+        """It is gone, with all that it held; calling twice is harmless."""
+        if guest.gone:
+            return
+        guest.gone = True
+        self.serves(guest)
+        self.release(guest, guest.held)
+        self._open -= 1
+        self._of_peer[guest.peer] -= 1
+        if not self._of_peer[guest.peer]:
+            del self._of_peer[guest.peer]
+
+    def waits(self, guest: Guest) -> None:
+        """From now on its sender keeps us waiting: for a head, a body, or for its answers to be taken."""
+        if guest.gone:
+            return
+        guest.since = self._now()
+        waiting = self._known if guest.known else self._strangers
+        waiting[guest] = None
+        waiting.move_to_end(guest)
+
+    def serves(self, guest: Guest) -> None:
+        """It is our turn."""
+        self._strangers.pop(guest, None)
+        self._known.pop(guest, None)
+
+    def knows(self, guest: Guest) -> None:
+        """It was answered success; to be said while it is served."""
+        guest.known = True
+
+    def hold(self, guest: Guest, size: int) -> bool:
+        """Count bytes as held; False, and not counted, if there is no room and nobody goes for it."""
+        if guest.gone:
+            return False
+        while self.held_bytes + size > self._most_bytes:
+            self.on_limit(Limit.MEMORY)
+            if not self._evict(
+                self._longest_waiting(lambda other: other.held >= WORTH_BYTES and other is not guest),
+            ):
+                return False
+        guest.held += size
+        self.held_bytes += size
+        return True
+
+    def release(self, guest: Guest, size: int) -> None:
+        """They are not held any more."""
+        size = min(size, guest.held)
+        guest.held -= size
+        self.held_bytes -= size
+
+    def _longest_waiting(self, is_wanted: Callable[[Guest], bool]) -> Guest | None:
+        latest = self._now() - GRACE_S
+        for waiting in (self._strangers, self._known):
+            for guest in waiting:
+                if guest.since > latest:
+                    break
+                if is_wanted(guest):
+                    return guest
+        return None
+
+    def _evict(self, guest: Guest | None) -> bool:
+        if guest is None:
+            return False
+        self.leave(guest)
+        guest.evict()
+        return True
+
+
+def network_of(address: str) -> str:
+    """What counts as one peer: an IPv4 address, mapped or not, or an IPv6 network of 64 bits."""
+    if ":" not in address:
+        return address
+    try:
+        parsed = IPv6Address(address)
+    except AddressValueError:
+        return address
+    return str(parsed.ipv4_mapped or IPv6Address(int(parsed) >> _HOST_BITS << _HOST_BITS))
