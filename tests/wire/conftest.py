@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from ingest.contract.push import Push
 from ingest.receiver.app import CallbackPort, HttpSettings, Tls
 from ingest.receiver.durable import AckMode, DirectPublisher, durable_path
+from ingest.receiver.gate import OPEN, Gates
 from ingest.receiver.statistics import ReceiverMetrics
 from ingest.runtime.clock import SystemClock
 from ingest.spool.base import SpoolFullError
@@ -165,7 +166,8 @@ async def start() -> AsyncIterator[Start]:
         mode: AckMode = AckMode.SPOOL,
         publisher: DirectPublisher | None = None,
         ack_timeout_s: float = 5,
-        tls: Tls | None = None,
+        tls: Callable[[CollectorRegistry], Tls] | None = None,
+        gates: Callable[[CollectorRegistry], Gates] = lambda _: OPEN,
         **settings: Any,
     ) -> Receiver:
         listener = socket.create_server(("127.0.0.1", 0))
@@ -180,7 +182,7 @@ async def start() -> AsyncIterator[Start]:
             clock=SystemClock(),
             metrics=ReceiverMetrics(registry),
             gates=gates(registry),
-            tls=tls,
+            tls=None if tls is None else tls(registry),
         )
         port.start()
         running.append(Receiver(port, address, spool, registry, durable))
