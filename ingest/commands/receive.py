@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -15,16 +16,16 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from ingest.commands.handover import Handover
 from ingest.commands.receive_keys import keys_file, warn_of_doubtful
+from ingest.commands.receive_tls import certificates, warn_of_plain_http
 from ingest.commands.receive_topics import start_look
-from ingest.contract.settings import PREFIX, TlsSettings
 from ingest.contract.topics import RECORD_BYTES_MAX
 from ingest.receiver.durable import AckMode
 from ingest.receiver.keys import Keys
 from ingest.receiver.listen import await_listener
+from ingest.receiver.tls import Pairs
 from ingest.receiver.workers import WorkerPool
 from ingest.runtime.admin import AdminServer, Health
 from ingest.runtime.clock import SystemClock
-from ingest.runtime.errors import UsageError
 from ingest.runtime.kafka import client_options
 from ingest.runtime.metrics import exposition, forget_worker, worker_environment
 from ingest.runtime.supervise import stop_event_on_signals
@@ -48,7 +49,6 @@ async def receive(settings: ReceiveSettings, environ: Mapping[str, str]) -> None
     Raises:
         UsageError: a setting or its surroundings are wrong (an occupied port, too).
     """
-    refuse_what_is_not_served(settings)
     warn_of_doubtful(settings, settings)
     if settings.body_max_bytes > RECORD_BYTES_MAX:
         log.warning(
@@ -60,18 +60,27 @@ async def receive(settings: ReceiveSettings, environ: Mapping[str, str]) -> None
     clock = SystemClock()
     stop = stop_event_on_signals(settings.shutdown_grace_s)
     registry = CollectorRegistry()
+    handed = Handover(settings)
 
-    def hand_over(keys: Keys) -> None:
-        pool.settings = Handover(settings, keys)
+    def take_keys(keys: Keys) -> None:
+        nonlocal handed
+        pool.settings = handed = replace(handed, keys=keys)
 
-    file = keys_file(settings, registry, hand_over)
+    def take_pairs(pairs: Pairs) -> None:
+        nonlocal handed
+        pool.settings = handed = replace(handed, pairs=pairs)
+
+    file = keys_file(settings, registry, take_keys)
+    tls = certificates(settings, registry, clock, take_pairs)
+    handed = Handover(settings, file.keys if file else None, tls.served.pairs if tls else None)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(await await_listener(settings.http_host, settings.http_port, environ, clock))
+        warn_of_plain_http(settings, settings, listener.getsockname()[0])
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dlrflow-metrics-")))
         pool = WorkerPool(
             command=WORKER,
             size=settings.workers,
-            settings=Handover(settings, file.keys if file else None),
+            settings=handed,
             environ={**environ, **worker_environment(folder)},
             listener=listener,
             clock=clock,
@@ -99,6 +108,8 @@ async def receive(settings: ReceiveSettings, environ: Mapping[str, str]) -> None
         ]
         if file is not None:
             beside.append(asyncio.create_task(file.follow(clock)))
+        if tls is not None:
+            beside.append(asyncio.create_task(tls.follow(clock)))
         try:
             await asyncio.wait({running, beside[0]}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -110,19 +121,6 @@ async def receive(settings: ReceiveSettings, environ: Mapping[str, str]) -> None
         await running
 
 
-def refuse_what_is_not_served(settings: ReceiveSettings) -> None:
-    """A setting that protects must not be taken and then ignored: better no receiver than an open one.
-
-    Raises:
-        UsageError: TLS is configured.
-    """
-    for name, field in TlsSettings.model_fields.items():
-        if getattr(settings, name) != field.default:
-            raise UsageError(
-                f"{PREFIX}{name.upper()} is not served by this version: unset it and let a proxy in front do it"
-            )
-
-
 async def _announce(settings: ReceiveSettings, started: asyncio.Event, address: tuple[str, int]) -> None:
     await started.wait()
     mode = AckMode(settings.ack_mode)
@@ -130,6 +128,7 @@ async def _announce(settings: ReceiveSettings, started: asyncio.Event, address: 
         "receives",
         host=address[0],
         port=address[1],
+        scheme="https" if settings.tls_cert_files else "http",
         workers=settings.workers,
         ack_mode=mode.value,
         guarantee=mode.guarantee,
