@@ -83,7 +83,7 @@ class CallbackHandler:
         self._metrics.count_request(_OTHER if route is None else route, answer.status)
         # What is left of a body is read for a moment, so that the answer is not lost with it, then dropped.
         close = self.leaving or not request.content.is_eof() or _connection(request).is_old()
-        return Reply(answer, close=close or _may_end_elsewhere(request))
+        return Reply(answer, close=close or answer is statuses.NOT_HTTP or _may_end_elsewhere(request))
 
     async def _take(self, request: web.BaseRequest, route: Route | None, started: float) -> Answer:
         # The order of the checks is the contract's: 403 of the peer's network stands before the path,
@@ -203,7 +203,7 @@ def _may_end_elsewhere(request: web.BaseRequest) -> bool:
     can put the pieces of what follows together in a wrong order.
     """
     headers = request.headers
-    if "Upgrade" in headers or request.version != HttpVersion11 or request.method == "CONNECT":
+    if "Upgrade" in headers or request.method == "CONNECT":
         return True
     return "Transfer-Encoding" in headers and not is_plainly_chunked(headers.getall("Transfer-Encoding"))
 
