@@ -10,6 +10,7 @@ import structlog
 from consumers.commands.starting import StoppedError, done_before
 from consumers.engine import topics
 from consumers.engine.cycle import Rules
+from consumers.engine.endings import Endings
 from consumers.engine.kafka import (
     CLIENT_ERRORS,
     ChangelogReader,
@@ -95,8 +96,8 @@ async def serve(
     except StoppedError:
         return
     store = make_store(shapes.reports, cluster)
-    retired = Retired()
-    shop = _Shop(settings, options, shapes, retired, clock, accept_loss)
+    retired, endings = Retired(), Endings(options)
+    shop = _Shop(settings, options, shapes, retired, endings, clock, accept_loss)
     member = Member(shop.consumer, shop.worker, store)
     server = AdminServer(
         settings.admin_host,
@@ -113,6 +114,7 @@ async def serve(
     finally:
         resuming.cancel()
         await retired.drain(RETIRED_DRAIN_S)
+        await endings.close()
         await server.stop()
         await asyncio.to_thread(store.close)
 
@@ -156,6 +158,7 @@ class _Shop:
         options: Options,
         shapes: topics.Shapes,
         retired: Retired,
+        endings: Endings,
         clock: SystemClock,
         accept_loss: bool,  # noqa: FBT001
     ) -> None:
@@ -163,6 +166,7 @@ class _Shop:
         self._options = options
         self._shapes = shapes
         self._retired = retired
+        self._endings = endings
         self._clock = clock
         self._accept_loss = accept_loss
         self._changelog = changelog_topic(settings.group_id, settings.reports_topic)
@@ -211,16 +215,19 @@ class _Shop:
             clock=self._clock,
             accept_loss=self._accept_loss,
         )
-        return PartitionWorker(rules, routing, self._pace, tools, self._transactions(partition))
+        return PartitionWorker(rules, routing, self._pace, tools, self._transactions(partition, routing))
 
-    def _transactions(self, partition: int) -> Transactions:
+    def _transactions(self, partition: int, routing: Routing) -> Transactions:
         settings = self._settings
         identity = transactional_id(settings.group_id, settings.reports_topic, partition)
         return Transactions(
             partial(transactional_producer, self._options, identity, batch_bytes_max=self._shapes.batch_bytes_max),
+            self._endings,
+            identity=identity,
             group_id=settings.group_id,
             reports_topic=settings.reports_topic,
             changelog_topic=self._changelog,
             partition=partition,
+            outlets=routing.places(),
             retired=self._retired,
         )

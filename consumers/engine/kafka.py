@@ -99,6 +99,13 @@ def forget_failure(producer: object) -> None:
         ended.exception()
 
 
+def take_in(producer: Any, places: Collection[TopicPartition]) -> None:
+    """Make partitions part of a producer's transaction without writing to them: its end is written there, too."""
+    for place in places:
+        # Public is only what writes a record.
+        producer._txn_manager.maybe_add_partition_to_txn(place)  # noqa: SLF001
+
+
 def record_producer(options: Options, *, client_id: str) -> AIOKafkaProducer:
     """A producer for single records, each awaited: idempotent, acknowledged by all in-sync replicas.
 

@@ -24,7 +24,7 @@ from consumers.engine.protocols import Ledger
 from consumers.engine.routing import Routing
 from consumers.engine.shelf import Shelf
 from consumers.engine.stopping import is_cancelled
-from consumers.engine.transaction import DoubtError, RefusedError, Transactions
+from consumers.engine.transaction import DoubtError, RefusedError, Transactions, UnendedError
 from consumers.entry import Cursor, LedgerDamagedError, Position
 from ingest.runtime.backoff import Backoff
 from ingest.runtime.clock import Clock
@@ -144,7 +144,7 @@ class PartitionWorker:
                     await self._pipeline.run(self._ledger, self._committed)
                 except RefusedError:
                     await self._narrow()
-                except HeldError as error:
+                except (HeldError, UnendedError) as error:
                     await self._hold(str(error), error.__cause__)
                 except UnreadableError as error:
                     await self._hold(str(error), error.__cause__, at_most_s=DAMAGED_AGAIN_S)

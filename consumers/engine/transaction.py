@@ -8,17 +8,20 @@ was; what had been committed stands in the changelog. So an unknown outcome need
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import structlog
 
 from consumers.engine.cycle import Outgoing
-from consumers.engine.kafka import CLIENT_ERRORS, forget_failure, is_fenced, is_refused, topic_partition
+from consumers.engine.endings import Last
+from consumers.engine.kafka import CLIENT_ERRORS, forget_failure, is_fenced, is_refused, take_in, topic_partition
 from consumers.engine.stopping import stop_wholly
 
 SETTLE_TIMEOUT_S = 20.0
 """For a new producer to start and to settle its predecessor's transaction."""
+
+MARKERS_TIMEOUT_S = 5.0
 
 SEND_TIMEOUT_S = 15.0
 """From the begin of a transaction until every record and the offset are in it."""
@@ -48,6 +51,10 @@ class RefusedError(TransactionError):
     """Brokers will never take a record of this cycle; nothing of it was committed."""
 
 
+class UnendedError(TransactionError):
+    """Brokers have left a transaction without its end, and how it was decided cannot be told any more."""
+
+
 class Send(NamedTuple):
     """Records for one partition of one topic."""
 
@@ -67,6 +74,14 @@ class Producer(Protocol):
     async def send_offsets_to_transaction(self, offsets: dict[Any, int], group_id: str) -> None: ...  # noqa: D102
     async def commit_transaction(self) -> None: ...  # noqa: D102
     async def abort_transaction(self) -> None: ...  # noqa: D102
+
+
+class Endings(Protocol):
+    """What is asked about the transaction before (`consumers.engine.endings`)."""
+
+    async def last(self, transactional_id: str) -> Last | None: ...  # noqa: D102
+    async def missing(self, producer_id: int, places: Collection[Any]) -> set[Any]: ...  # noqa: D102
+    async def written(self, producer_id: int, places: Collection[Any]) -> None: ...  # noqa: D102
 
 
 class Retired:
@@ -102,16 +117,37 @@ class Transactions:
     def __init__(
         self,
         make_producer: Callable[[], Producer],
+        endings: Endings,
         *,
+        identity: str,
         group_id: str,
         reports_topic: str,
         changelog_topic: str,
         partition: int,
+        outlets: Iterable[tuple[str, int]],
         retired: Retired,
     ) -> None:
+        """Describe them.
+
+        Args:
+            make_producer: makes a producer of this identity.
+            endings: tells what became of the transactions before.
+            identity: the transactional id.
+            group_id: of the input's offset.
+            reports_topic: the input.
+            changelog_topic: where the ledger's records go, under the partition's number.
+            partition: of the input.
+            outlets: every topic and partition that other records may go to.
+            retired: takes producers that are of no use any more.
+        """
         self._make_producer = make_producer
+        self._endings = endings
+        self._identity = identity
         self._group_id = group_id
         self._input = topic_partition(reports_topic, partition)
+        self._changelog = topic_partition(changelog_topic, partition)
+        self._places = {self._changelog, *(topic_partition(*outlet) for outlet in outlets)}
+        self._owed = False
         self._changelog_topic = changelog_topic
         self._partition = partition
         self._retired = retired
@@ -123,12 +159,16 @@ class Transactions:
 
         Raises:
             DoubtError: brokers did not answer in time; try again later.
+            UnendedError: one is open and stays so, until somebody who can tell has ended it.
         """
         self.let_go()
         producer = self._make_producer()
         try:
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                last = await self._endings.last(self._identity)
                 await producer.start()
+                if last is not None:
+                    await self._end_what_is_open(producer, last)
         except CLIENT_ERRORS as error:
             self._retired.add(producer, abort=False)
             raise DoubtError("no producer could be started") from error
@@ -136,6 +176,43 @@ class Transactions:
             self._retired.add(producer, abort=False)
             raise
         self._producer = producer
+
+    async def _end_what_is_open(self, producer: Producer, last: Last) -> None:
+        """End, as it was decided, what the coordinator has called complete without writing its end everywhere."""
+        places = await self._endings.missing(last.producer_id, self._places)
+        if self._owed and last.committed is not True:
+            self._owed = False
+            raise UnendedError(
+                "brokers had left a committed transaction without its end, and have aborted what was left of it before "
+                "it could be written: compare the last results of this partition with its reports"
+            )
+        if not places:
+            return
+        named = sorted(f"{place.topic}, partition {place.partition}" for place in places)
+        # A running one that is aborted is the only one that its partitions are known of; of one that has been aborted
+        # already the changelog was part. Anything else may have been committed before.
+        ours = last.committed or self._changelog in places or places <= last.places
+        if last.committed is None or not ours:
+            raise UnendedError(
+                f"brokers have left a transaction of {self._identity} without its end in {', '.join(named)}, and how "
+                "it was decided is not known any more: end it (kafka-transactions.sh find-hanging, abort), then resume"
+            )
+        _log.warning(
+            "brokers have left a transaction without its end, which is written now",
+            partition=self._partition,
+            committed=last.committed,
+            places=named,
+        )
+        self._owed = last.committed
+        await producer.begin_transaction()
+        take_in(producer, places)
+        await (producer.commit_transaction() if last.committed else producer.abort_transaction())
+        self._owed = False
+        try:
+            async with asyncio.timeout(MARKERS_TIMEOUT_S):
+                await self._endings.written(last.producer_id, places)
+        except TimeoutError as error:
+            raise UnendedError(f"a transaction of {self._identity} cannot be ended in {', '.join(named)}") from error
 
     async def commit(self, sends: Sequence[Send], changelog: Sequence[bytes], next_offset: int) -> list[int]:
         """Write a cycle as one transaction.

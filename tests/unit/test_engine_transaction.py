@@ -1,14 +1,17 @@
 """One cycle, one transaction: the order of its calls, and what becomes of a producer after any error."""
 
 import asyncio
+from collections.abc import Collection, Iterable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError, ProducerFenced
 
 from consumers.engine import kafka, transaction
 from consumers.engine.cycle import Outgoing
+from consumers.engine.endings import Last
 from consumers.engine.transaction import (
     DoubtError,
     FencedError,
@@ -17,6 +20,7 @@ from consumers.engine.transaction import (
     Send,
     TransactionError,
     Transactions,
+    UnendedError,
 )
 
 
@@ -59,6 +63,14 @@ class Scripted:
     async def stop(self) -> None:  # noqa: D102
         await self._call("stop")
 
+    def maybe_add_partition_to_txn(self, place: TopicPartition) -> None:
+        """As aiokafka's own, which is not public."""
+        self.calls.append(f"take in {place.topic}")
+
+    @property
+    def _txn_manager(self) -> "Scripted":
+        return self
+
     def create_batch(self) -> Batch:  # noqa: D102
         return Batch()
 
@@ -92,16 +104,37 @@ def a_cycle(results: int = 3) -> tuple[list[Send], list[bytes], int]:
     return [Send("results", 1, records), Send("dead", 2, [Outgoing(b"x", b"y", [], 0)])], [b"c1", b"c2"], 42
 
 
-async def transactions_of(*producers: Scripted) -> tuple[Transactions, Retired]:
+class Told:
+    """Endings that a test tells: of a last transaction, and where it has none until one is written."""
+
+    def __init__(self, last: Last | None = None, missing: Iterable[TopicPartition] = ()) -> None:
+        self.of_last = last
+        self.left = set(missing)
+
+    async def last(self, _: str) -> Last | None:  # noqa: D102
+        return self.of_last
+
+    async def missing(self, _: int, places: Collection[TopicPartition]) -> set[TopicPartition]:  # noqa: D102
+        return self.left & set(places)
+
+    async def written(self, _: int, places: Collection[TopicPartition]) -> None:  # noqa: D102
+        while self.left & set(places):
+            await asyncio.Event().wait()
+
+
+async def transactions_of(*producers: Scripted, endings: Told | None = None) -> tuple[Transactions, Retired]:
     """Transactions that get these producers, one after the other; the first has started."""
     waiting = list(producers)
     retired = Retired()
     transactions = Transactions(
         lambda: waiting.pop(0),
+        endings or Told(),
+        identity="identity",
         group_id="group",
         reports_topic="reports",
         changelog_topic="changelog",
         partition=1,
+        outlets=[("results", 1), ("dead", 2)],
         retired=retired,
     )
     await transactions.settle()
@@ -237,3 +270,105 @@ async def test_a_cancelled_cycle_is_aborted() -> None:
 def test_a_transaction_is_given_up_before_the_broker_does() -> None:
     """What a cycle may take is less than the transaction timeout: a slow one is a doubt, and no loss of the id."""
     assert transaction.SEND_TIMEOUT_S + transaction.COMMIT_TIMEOUT_S < kafka.TRANSACTION_TIMEOUT_MS / 1000
+
+
+CHANGELOG, RESULTS, DEAD = TopicPartition("changelog", 1), TopicPartition("results", 1), TopicPartition("dead", 2)
+NOWHERE: frozenset[TopicPartition] = frozenset()
+
+
+class Ending(Scripted):
+    """A producer whose ends of transactions stand where it has taken in."""
+
+    def __init__(self, endings: Told, fails: dict[str, BaseException] | None = None) -> None:
+        super().__init__(fails)
+        self._endings = endings
+
+    def maybe_add_partition_to_txn(self, place: TopicPartition) -> None:
+        """Have its end written at once."""
+        super().maybe_add_partition_to_txn(place)
+        self._endings.left.discard(place)
+
+
+@pytest.mark.parametrize(
+    ("last", "missing", "end"),
+    [
+        (Last(7, committed=True, places=NOWHERE), {RESULTS}, "commit"),
+        (Last(7, committed=True, places=frozenset({CHANGELOG, RESULTS})), {CHANGELOG, RESULTS}, "commit"),
+        (Last(7, committed=False, places=NOWHERE), {CHANGELOG}, "abort"),
+        (Last(7, committed=False, places=NOWHERE), {CHANGELOG, RESULTS, DEAD}, "abort"),
+        (Last(7, committed=False, places=frozenset({CHANGELOG, RESULTS})), {RESULTS}, "abort"),
+    ],
+)
+async def test_an_end_that_brokers_left_out_is_written_as_decided(
+    last: Last, missing: set[TopicPartition], end: str
+) -> None:
+    """Before anything else is written, in one transaction without records, over just these partitions."""
+    endings = Told(last, missing)
+    producer = Ending(endings)
+
+    await transactions_of(producer, endings=endings)
+
+    assert producer.calls[:2] == ["start", "begin"]
+    assert sorted(producer.calls[2:-1]) == sorted(f"take in {place.topic}" for place in missing)
+    assert producer.calls[-1] == end
+    assert producer.sent == []
+
+
+@pytest.mark.parametrize(
+    ("last", "missing"),
+    [
+        (Last(7, committed=None, places=NOWHERE), {CHANGELOG}),
+        (Last(7, committed=False, places=NOWHERE), {RESULTS}),
+        (Last(7, committed=False, places=frozenset({CHANGELOG, RESULTS})), {RESULTS, DEAD}),
+    ],
+)
+async def test_an_end_that_may_have_been_another_is_not_guessed(last: Last, missing: set[TopicPartition]) -> None:
+    """Nothing is begun: what is open may belong to a transaction that was committed before the last one."""
+    endings = Told(last, missing)
+    producer = Ending(endings)
+
+    with pytest.raises(UnendedError, match="not known"):
+        await transactions_of(producer, endings=endings)
+
+    assert producer.calls == ["start"]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        None,
+        Last(7, committed=True, places=NOWHERE),
+        Last(7, committed=False, places=NOWHERE),
+        Last(7, committed=None, places=NOWHERE),
+    ],
+)
+async def test_nothing_is_written_where_every_end_stands(last: Last | None) -> None:
+    """The usual case, however the last transaction ended."""
+    producer = Scripted()
+
+    await transactions_of(producer, endings=Told(last))
+
+    assert producer.calls == ["start"]
+
+
+async def test_an_end_that_does_not_come_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is open belongs to a producer that nobody can follow any more: an operator must end it."""
+    monkeypatch.setattr(transaction, "MARKERS_TIMEOUT_S", 0.01)
+    endings = Told(Last(7, committed=True, places=NOWHERE), {RESULTS})
+
+    with pytest.raises(UnendedError, match="cannot be ended in results, partition 1"):
+        await transactions_of(Scripted(), endings=endings)
+
+
+async def test_a_commit_that_was_owed_and_became_an_abort_is_said() -> None:
+    """The end fails half way, and the next producer aborts what it had begun: somebody must look at the results."""
+    endings = Told()
+    producers = (Scripted(), Ending(endings, {"commit": KafkaConnectionError()}), Scripted())
+    transactions, _ = await transactions_of(*producers, endings=endings)
+    endings.of_last, endings.left = Last(7, committed=True, places=NOWHERE), {RESULTS}
+    with pytest.raises(DoubtError):
+        await transactions.settle()
+    endings.of_last = Last(7, committed=False, places=NOWHERE)
+
+    with pytest.raises(UnendedError, match="compare"):
+        await transactions.settle()

@@ -1,0 +1,145 @@
+"""Brokers that call a transaction complete without having written its end everywhere: the results stay exact.
+
+A coordinator skips the partitions that have no leader when it writes (KAFKA-20734). Here it is made to skip any: the
+client does not tell it of them, and the broker is told not to mind. What then stands in their logs is the same.
+"""
+
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaConnectionError
+
+from consumers.commands.ledgers import local_ledgers
+from consumers.engine.endings import Endings
+from consumers.engine.metrics import PAUSED
+from deploy.local.kafka import LocalKafka
+from tests.assembling import Bench, assert_exact, some_reports, until
+from tests.hooks import Hook, HookedProducer, Step, at_time, connection_lost, hook_producers
+from tests.oracle import Raw
+
+LENIENT = "transaction.partition.verification.enable"
+DEAD_LETTERS = 3
+
+
+@pytest.fixture
+async def bench(kafka_node: LocalKafka, topic_prefix: str, tmp_path: Path) -> AsyncIterator[Bench]:
+    """An assembler's topics on a broker that takes records of partitions it was not told of."""
+    bench = Bench(kafka_node.bootstrap, topic_prefix, state_dir=tmp_path, partitions=1)
+    await bench.make_topics()
+    await _configure(bench, {LENIENT: "false"})
+    yield bench
+    await _configure(bench, {})
+
+
+@pytest.mark.parametrize(
+    ("decided", "skipped"),
+    [
+        ("committed", "changelog"),
+        ("committed", "results dead"),
+        ("committed", "changelog results dead"),
+        ("aborted", "changelog"),
+        ("aborted", "changelog results dead"),
+    ],
+)
+async def test_an_end_that_was_not_written_is_written_as_it_was_decided(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, decided: str, skipped: str
+) -> None:
+    """Whichever partitions were skipped, the cycle stands in all of them or in none, and happens once."""
+    hooks = hook_producers(monkeypatch)
+    reports = some_reports(60)
+    half = len(reports) // 2
+    gone: list[HookedProducer] = []
+
+    async with bench.assembling(local_ledgers(bench.settings)) as running:
+        await _publish(bench, reports[:half], unusable=1)
+        await bench.until_done(running)
+        hooks[Step.BEGUN] = at_time(1, _forgetting(bench, skipped))
+        if decided == "committed":
+            hooks[Step.COMMITTED] = at_time(1, connection_lost)
+        else:
+            hooks[Step.WHOLE] = at_time(1, _crashing(gone))
+        await _publish(bench, reports[half:], unusable=2)
+        await bench.until_done(running)
+
+    for producer in gone:
+        await producer.release()
+    assert_exact(await bench.results(), reports)
+    assert len(await bench.dead_letters()) == 3
+    assert await _unended(bench) == set()
+
+
+async def test_an_end_that_nobody_can_tell_is_left_to_an_operator(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the coordinator knows nothing of may have been committed before: the partition is held."""
+    hooks = hook_producers(monkeypatch)
+    gone: list[HookedProducer] = []
+    paused = PAUSED._value.get()
+
+    async with bench.assembling(local_ledgers(bench.settings)) as running:
+        hooks[Step.BEGUN] = at_time(1, _forgetting(bench, "results"))
+        hooks[Step.WHOLE] = at_time(1, _crashing(gone))
+        await bench.publish(some_reports(10))
+
+        async def held() -> bool:
+            return PAUSED._value.get() == paused + 1
+
+        await until(held, running)
+
+    for producer in gone:
+        await producer.release()
+    assert await bench.results() == []
+
+
+async def _publish(bench: Bench, reports: Collection[Raw], *, unusable: int) -> None:
+    """Write reports and some records that are none, for one cycle."""
+    await bench.publish_raw([(0, b"key", b"none")] * unusable)
+    await bench.publish(reports)
+
+
+def _forgetting(bench: Bench, skipped: str) -> Hook:
+    """A producer that does not tell the coordinator of some partitions."""
+    settings = bench.settings
+    topics = {"changelog": bench.changelog, "results": settings.results_topic, "dead": settings.dead_letters_topic}
+
+    async def forget(producer: HookedProducer) -> None:
+        told = producer._txn_manager.txn_partitions
+        told.update(TopicPartition(topics[name], number) for name in skipped.split() for number in range(DEAD_LETTERS))
+
+    return forget
+
+
+def _crashing(gone: list[HookedProducer]) -> Hook:
+    """An owner that is gone before it commits, and does not abort either."""
+
+    async def crash(producer: HookedProducer) -> None:
+        producer.kept = True
+        gone.append(producer)
+        raise KafkaConnectionError("the process is gone")
+
+    return crash
+
+
+async def _unended(bench: Bench) -> set[TopicPartition]:
+    endings = Endings(bench.options)
+    try:
+        last = await endings.last(bench.transactional_id(0))
+        assert last is not None
+        return await endings.missing(last.producer_id, [TopicPartition(bench.changelog, 0)])
+    finally:
+        await endings.close()
+
+
+async def _configure(bench: Bench, configs: dict[str, str]) -> None:
+    """Give the broker these dynamic settings and no other."""
+    admin = AIOKafkaAdminClient(**bench.options)
+    await admin.start()
+    try:
+        answers = await admin.alter_configs([ConfigResource(ConfigResourceType.BROKER, "1", configs=configs)])
+        assert [code for answer in answers for code, *_ in answer.resources] == [0], answers
+    finally:
+        await admin.close()
