@@ -60,7 +60,7 @@ class Endings:
         self._client: AIOKafkaClient | None = None
         self._starting = asyncio.Lock()
 
-    async def last(self, transactional_id: str) -> Last | None:
+    async def last(self, identity: str) -> Last | None:
         """The last transaction of an owner; None if there never was one, or the brokers have forgotten it.
 
         Needs to DESCRIBE the transactional id. Asks until brokers answer: callers set an end.
@@ -71,12 +71,12 @@ class Endings:
         while True:
             try:
                 client = await self._started()
-                node = await client.coordinator_lookup(_TRANSACTION_COORDINATOR, transactional_id)
-                answer = await client.send(node, _DescribeTransactions([transactional_id]))
+                node = await client.coordinator_lookup(_TRANSACTION_COORDINATOR, identity)
+                answer = await client.send(node, _DescribeTransactions([identity]))
                 ((code, _, state, _, _, producer_id, _, topics, _),) = answer.states
                 if code == _ID_NOT_FOUND:
                     return None
-                _check(code, transactional_id)
+                _check(code, identity)
             except (KafkaError, OSError) as error:
                 await self._wait_or_raise(error)
                 continue
@@ -191,7 +191,7 @@ class _DescribeTransactionsResponse(Response):  # type: ignore[misc]
             "states",
             CompactArray(
                 ("error_code", Int16),
-                ("transactional_id", CompactString("utf-8")),
+                ("identity", CompactString("utf-8")),
                 ("state", CompactString("utf-8")),
                 ("timeout_ms", Int32),
                 ("start_time_ms", Int64),
@@ -213,17 +213,17 @@ class _DescribeTransactionsV0(RequestStruct):  # type: ignore[misc]
     API_VERSION = 0
     FLEXIBLE_VERSION = True
     RESPONSE_TYPE = _DescribeTransactionsResponse
-    SCHEMA = Schema(("transactional_ids", CompactArray(CompactString("utf-8"))), _TAGS)
+    SCHEMA = Schema(("identities", CompactArray(CompactString("utf-8"))), _TAGS)
 
 
 class _DescribeTransactions(Request[_DescribeTransactionsV0]):  # type: ignore[misc]
     API_KEY = 65
 
-    def __init__(self, transactional_ids: list[str]) -> None:
-        self._transactional_ids = transactional_ids
+    def __init__(self, identities: list[str]) -> None:
+        self._identities = identities
 
     def build(self, request_struct_class: type[_DescribeTransactionsV0]) -> _DescribeTransactionsV0:
-        return request_struct_class(self._transactional_ids, {})
+        return request_struct_class(self._identities, {})
 
 
 class _DescribeProducersResponse(Response):  # type: ignore[misc]
