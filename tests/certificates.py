@@ -54,6 +54,12 @@ class Authority:
         self._ca.cert_pem.write_to_path(path)
         return path
 
+    def server(self, kind: Kind) -> ssl.SSLContext:
+        """What somebody else's server uses: the defaults of Python."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._ca.issue_cert(HOST, key_type=trustme.KeyType[kind]).configure_cert(context)
+        return context
+
     def client(self, *, version: str = "1.3", suites: str | None = None) -> ssl.SSLContext:
         """What a sender uses that trusts this authority; `version` is the highest that it speaks."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

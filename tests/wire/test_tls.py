@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ingest.receiver.app import Tls
 from ingest.receiver.certificates import Certificates, Handshakes
 from ingest.receiver.tls import TlsFiles
 from tests import tls_scan
-from tests.certificates import HOST, Authority, PairOfFiles
+from tests.certificates import HOST, Authority, Kind, PairOfFiles
 from tests.wire.conftest import FakeSpool, Receiver, Sender, Start, a_request
 
 BODY = b'{"statusReportList":[]}'
@@ -39,8 +39,7 @@ class Secure:
     receiver: Receiver
     certificates: Certificates
     authority: Authority
-    rsa: PairOfFiles
-    ecdsa: PairOfFiles
+    pairs: dict[Kind, PairOfFiles]
 
     async def connect(self, client: ssl.SSLContext | None = None) -> Sender:
         """A sender whose handshake is done."""
@@ -76,18 +75,18 @@ StartTls = Callable[..., Awaitable[Secure]]
 
 @pytest.fixture
 async def start_tls(start: Start, authority: Authority, tmp_path: Path) -> StartTls:
-    """Starts a port with an RSA and an ECDSA certificate."""
+    """Starts a port with a certificate of each kind."""
 
-    async def run(*, max_version: str = "1.3", **options: Any) -> Secure:
-        rsa, ecdsa = authority.pair(tmp_path, "RSA"), authority.pair(tmp_path, "ECDSA")
+    async def run(*, max_version: str = "1.3", kinds: Sequence[Kind] = ("RSA", "ECDSA"), **options: Any) -> Secure:
+        pairs = {kind: authority.pair(tmp_path, kind) for kind in kinds}
         files = TlsFiles(
-            certs=(rsa.cert, ecdsa.cert),
-            keys=(rsa.key, ecdsa.key),
+            certs=tuple(pair.cert for pair in pairs.values()),
+            keys=tuple(pair.key for pair in pairs.values()),
             max_version="1.2" if max_version == "1.2" else "1.3",
         )
         certificates = Certificates(files)
         receiver = await start(tls=lambda registry: Tls(certificates, Handshakes(registry)), **options)
-        return Secure(receiver, certificates, authority, rsa, ecdsa)
+        return Secure(receiver, certificates, authority, pairs)
 
     return run
 
@@ -213,7 +212,7 @@ async def test_a_sender_that_ends_its_side_has_its_push_kept(start_tls: StartTls
     assert spool.gate is not None
     spool.gate.set()
 
-    await secure.counted("dlrflow_reports_received_total", 0)
+    await secure.counted("dlrflow_http_requests_total", 1, path="/batchReport", status="200")
     await secure.counted("dlrflow_connections", 0)
     assert [push.body for push in spool.pushes] == [BODY]
 
@@ -380,10 +379,10 @@ async def test_a_renewed_certificate_is_served_to_new_connections(start_tls: Sta
     old = await secure.connect(client)
     first, untouched = await secure.served_to(client), await secure.served_to(other)
 
-    secure.ecdsa.write(*secure.authority.issue("ECDSA"))
+    secure.pairs["ECDSA"].write(*secure.authority.issue("ECDSA"))
     await secure.certificates.look()
     second = await secure.served_to(client)
-    secure.ecdsa.cert.write_bytes(b"-----BEGIN CERTIFICATE-----\n")
+    secure.pairs["ECDSA"].cert.write_bytes(b"-----BEGIN CERTIFICATE-----\n")
     await secure.certificates.look()
 
     assert len({first, second}) == 2
