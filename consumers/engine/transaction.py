@@ -171,7 +171,7 @@ class Transactions:
                     await self._end_what_is_open(producer, last)
         except CLIENT_ERRORS as error:
             self._retired.add(producer, abort=False)
-            raise DoubtError("no producer could be started") from error
+            raise DoubtError(f"no producer could be started: {type(error).__name__}: {error}") from error
         except BaseException:
             self._retired.add(producer, abort=False)
             raise

@@ -20,6 +20,7 @@ CALLS = {
     "commit_transaction",
     "abort_transaction",
     "create_batch",
+    "take_in",
 }
 """What a producer offers for transactions, and the batches that only they take: single records are sent without."""
 
