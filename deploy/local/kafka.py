@@ -178,13 +178,13 @@ class LocalKafka:
         self._running[node].stop(signal.SIGTERM, STOP_TIMEOUT_S)
 
     def freeze(self, node: int = 1) -> None:
-        """Stop a node where it stands (SIGSTOP): its connections stay open and nothing answers."""
-        self._running[node].send(signal.SIGSTOP)
+        """Stop a node where it stands (SIGSTOP): its connections stay open and nothing answers any more."""
         self._frozen.add(node)
+        self._running[node].freeze()
 
     def thaw(self, node: int = 1) -> None:
         """Let a frozen node go on."""
-        self._running[node].send(signal.SIGCONT)
+        self._running[node].thaw()
         self._frozen.discard(node)
 
     def restart(self, node: int = 1) -> None:

@@ -151,11 +151,11 @@ class LocalPostgres:
 
     def freeze(self) -> None:
         """Stop the server where it stands (SIGSTOP): it accepts no new connection; existing ones go on being served."""
-        self._process().send(signal.SIGSTOP)
+        self._process().freeze()
 
     def thaw(self) -> None:
         """Let a frozen server go on."""
-        self._process().send(signal.SIGCONT)
+        self._process().thaw()
 
     def restart(self) -> None:
         """Start a server that has ended on its old port and data, and wait until it answers."""

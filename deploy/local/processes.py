@@ -30,6 +30,12 @@ as its own, and connect to itself."""
 PORT_TRIES: Final = 200
 LOG_TAIL_LINES: Final = 12
 POLL_S: Final = 0.05
+STANDING: Final = "TtZX"
+"""States of a thread that runs no more (proc(5), field 3)."""
+
+STOPPING_POLL_S: Final = 0.001
+STOPPING_MAX_S: Final = 10.0
+"""How long a process may take to stand still after SIGSTOP: each thread has to be given the processor for it."""
 
 
 class LocalServiceError(Exception):
@@ -152,6 +158,23 @@ class Service:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
+    def freeze(self) -> None:
+        """Stop it where it stands (SIGSTOP), and return once every thread of it does: until then some may still answer.
+
+        Raises:
+            LocalServiceError: it went on for too long.
+        """
+        self.send(signal.SIGSTOP)
+        until = time.monotonic() + STOPPING_MAX_S
+        while self.running() and not _stands(self.pid):
+            if time.monotonic() > until:
+                raise LocalServiceError(f"process {self.pid} went on after SIGSTOP")
+            time.sleep(STOPPING_POLL_S)
+
+    def thaw(self) -> None:
+        """Let it go on (SIGCONT)."""
+        self.send(signal.SIGCONT)
+
     def stop(self, number: signal.Signals, timeout_s: float) -> None:
         """Ask it to end with that signal, and kill it when it has not after that time."""
         self.send(number)
@@ -203,9 +226,23 @@ class Service:
 def _started(pid: int) -> str:
     """Start time in clock ticks since boot: with the process id it names one process for ever (proc(5), field 22)."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return _stat(Path(f"/proc/{pid}"))[19]
     except FileNotFoundError:
         return ""
+
+
+def _stands(pid: int) -> bool:
+    """Whether every thread of a process is stopped, or has ended."""
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if _stat(thread)[0] not in STANDING:
+                return False
+    return True
+
+
+def _stat(folder: Path) -> list[str]:
+    """What proc(5) calls fields 3 and following of `stat`."""
+    return (folder / "stat").read_text().rpartition(")")[2].split()
 
 
 def answer(work: Callable[[], Coroutine[None, None, T]]) -> T:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import asyncpg
+import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -139,12 +140,16 @@ async def test_a_killed_node_comes_back_with_its_data(kafka_node: LocalKafka, to
 
 
 async def test_a_frozen_node_goes_on_where_it_stood(kafka_node: LocalKafka, topic_prefix: str) -> None:
-    """SIGSTOP and SIGCONT lose nothing, and the node answers again."""
+    """Once it is frozen no thread of it answers; SIGSTOP and SIGCONT lose nothing, and the node answers again."""
     topic = f"{topic_prefix}frozen"
     await make_topic(kafka_node.bootstrap, topic)
     await produce(kafka_node.bootstrap, topic, b"before")
 
-    kafka_node.freeze()
+    for _ in range(5):  # one thread that is late each time is enough
+        kafka_node.heal()
+        kafka_node.freeze()
+        threads = psutil.Process(kafka_node.pid()).threads()
+        assert {psutil.Process(thread.id).status() for thread in threads} == {psutil.STATUS_STOPPED}
     assert kafka_node.running()
     kafka_node.heal()
 
