@@ -9,6 +9,9 @@ from ingest.contract.push import Route
 JSON: Final = "application/json"
 FORM: Final = "application/x-www-form-urlencoded"
 
+_BLANKS: Final = " \t"
+"""Of HTTP; Python's `strip` would take away those of Unicode, too."""
+
 _LENGTH_DIGITS_MAX: Final = 19
 """Of 2**63 - 1."""
 
@@ -35,19 +38,19 @@ def is_of_type(content_type: str | None, route: Route) -> bool:
     wanted = MEDIA_TYPES[route]
     if content_type is None or content_type == wanted:
         return True
-    stated = content_type.partition(";")[0].strip().lower()
+    stated = content_type.partition(";")[0].strip(_BLANKS).lower()
     return stated in ("", wanted)
 
 
 def is_identity(codings: Iterable[str]) -> bool:
     """Whether the values of all `Content-Encoding` headers name no coding but `identity`."""
-    names = (name.strip().lower() for value in codings for name in value.split(","))
+    names = (name.strip(_BLANKS).lower() for value in codings for name in value.split(","))
     return all(name in ("", "identity") for name in names)
 
 
 def is_plainly_chunked(codings: Iterable[str]) -> bool:
     """Whether the values of all `Transfer-Encoding` headers name `chunked` and nothing else."""
-    return all(value.strip().lower() == "chunked" for value in codings)
+    return all(value.strip(_BLANKS).lower() == "chunked" for value in codings)
 
 
 def content_length(value: str) -> int:

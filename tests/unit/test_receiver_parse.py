@@ -94,3 +94,10 @@ def test_retry_after_is_in_whole_seconds(after_s: float, header: str) -> None:
 def test_every_mode_states_its_guarantee(mode: AckMode) -> None:
     """One sentence for the line at the start."""
     assert mode.guarantee.startswith("a push is answered once ")
+
+
+def test_blanks_of_unicode_are_no_blanks_of_http() -> None:
+    """They belong to the name of a type or coding, which then is another one."""
+    assert not is_of_type("\u2028application/json", Route.BATCH)
+    assert not is_identity(["\u2028identity"])
+    assert not is_plainly_chunked(["chunked\x85"])
