@@ -27,24 +27,21 @@ ELSEWHERE = {"allowed_networks": "117.78.29.0/24"}
 KEYS = Keys({ACCESS_KEY: SECRET_KEY.encode()})
 
 
-def with_keys(networks: Mapping[str, Any] | None = None, **auth: Any) -> Callable[[CollectorRegistry], Gates]:
-    """Checks signatures with the example's key, and networks if any are given."""
-    chosen = AuthSettings(auth_keys_file=Path("keys.json"), **auth)
-    file = KeysFile(Path("keys.json"), KEYS)
-    return lambda registry: gates(
-        chosen, NetworkSettings(**(networks or {})), file, registry=registry, clock=SystemClock()
-    )
+def with_keys(networks: Mapping[str, str] | None = None, **auth: str) -> Callable[[CollectorRegistry], Gates]:
+    """Checks signatures with the example's key, and networks if any are given; settings as texts."""
+    return _gates(networks or {}, auth, KeysFile(Path("keys.json"), KEYS))
 
 
 def with_networks(**networks: str) -> Callable[[CollectorRegistry], Gates]:
     """Checks networks alone."""
-    return lambda registry: gates(
-        AuthSettings(),
-        NetworkSettings(**networks),
-        None,
-        registry=registry,
-        clock=SystemClock(),  # type: ignore[arg-type]
-    )
+    return _gates(networks, {}, None)
+
+
+def _gates(
+    networks: Mapping[str, str], auth: Mapping[str, str], keys: KeysFile | None
+) -> Callable[[CollectorRegistry], Gates]:
+    chosen = AuthSettings.model_validate(auth), NetworkSettings.model_validate(networks)
+    return lambda registry: gates(*chosen, keys, registry=registry, clock=SystemClock())
 
 
 def signed(body: bytes = BODY, *, path: str = "/batchReport", off_s: int = 0, **changes: Any) -> Signer:
