@@ -106,6 +106,7 @@ def simulate(
     incomplete_share: Annotated[float, _share("messages of which something final never comes")] = 0,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="reports come up to 20,000 reports late")] = False,
     sign: Annotated[str | None, typer.Option(metavar="AK:SK", help="sign with this key pair")] = None,
+    ca_file: Annotated[Path | None, typer.Option(help="PEM of whom to trust over https; else the machine's")] = None,
     connections: Annotated[int, typer.Option(min=1, max=10_000, help="connections at once")] = 16,
     truth: Annotated[Path | None, typer.Option(help="file to write the truth to")] = None,
 ) -> None:
@@ -125,7 +126,7 @@ def simulate(
         shuffle=shuffle,
     )
     paths = {Route.BATCH: loaded.settings.batch_path, Route.SINGLE: loaded.settings.single_path}
-    target = Target.parse(url, paths=paths, connections=connections, rate=rate, sign=sign)
+    target = Target.parse(url, paths=paths, connections=connections, rate=rate, sign=sign, ca_file=ca_file)
     run(play_platform(options, target, truth))
 
 

@@ -33,9 +33,10 @@ class Authority:
 
     def __init__(self) -> None:
         self._ca = trustme.CA()
+        self._issued: dict[tuple[Kind, timedelta], tuple[bytes, bytes]] = {}
 
     def issue(self, kind: Kind, *, lives: timedelta = timedelta(days=90)) -> tuple[bytes, bytes]:
-        """A chain and its key, as PEM."""
+        """A chain and its key, as PEM; another one each time."""
         now = datetime.now(UTC)
         leaf = self._ca.issue_cert(
             HOST, key_type=trustme.KeyType[kind], not_before=now - timedelta(days=100), not_after=now + lives
@@ -43,9 +44,11 @@ class Authority:
         return b"".join(pem.bytes() for pem in leaf.cert_chain_pems), leaf.private_key_pem.bytes()
 
     def pair(self, folder: Path, kind: Kind, *, lives: timedelta = timedelta(days=90)) -> PairOfFiles:
-        """A certificate in files of this folder."""
+        """A certificate in files of this folder: the same in each, because a key takes its time to make."""
+        if (kind, lives) not in self._issued:
+            self._issued[kind, lives] = self.issue(kind, lives=lives)
         files = PairOfFiles(folder / f"{kind}.crt", folder / f"{kind}.key")
-        files.write(*self.issue(kind, lives=lives))
+        files.write(*self._issued[kind, lives])
         return files
 
     def ca_file(self, folder: Path) -> Path:

@@ -67,9 +67,7 @@ class CertificatesReport:
             left_s = each.expires_at - now_s
             if left_s > EXPIRES_SOON_S:
                 continue
-            told[each] = stage = (
-                "a certificate has expired, and is served" if left_s <= 0 else "a certificate ends soon"
-            )
+            told[each] = stage = "a certificate has expired" if left_s <= 0 else "a certificate expires soon"
             if self._told.get(each) != stage:
                 log.warning(stage, file=str(each.file), kind=each.kind, days_left=round(left_s / DAY_S, 1))
         self._told = told

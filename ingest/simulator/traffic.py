@@ -1,12 +1,14 @@
 """Sends a plan over HTTP: many connections, open loop at a rate or flat out, every push until it is taken."""
 
 import asyncio
+import ssl
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
+from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -39,6 +41,7 @@ class Target:
         connections: the most connections at once.
         rate: reports per second, 0 for as fast as possible.
         key: access key and secret key to sign with, or None.
+        tls: whom to trust, None: the authorities that this machine trusts.
     """
 
     url: str
@@ -46,13 +49,24 @@ class Target:
     connections: int
     rate: float
     key: tuple[str, str] | None
+    tls: ssl.SSLContext | None = None
 
     @classmethod
-    def parse(cls, url: str, *, paths: dict[Route, str], connections: int, rate: float, sign: str | None) -> Self:
+    def parse(
+        cls,
+        url: str,
+        *,
+        paths: dict[Route, str],
+        connections: int,
+        rate: float,
+        sign: str | None,
+        ca_file: Path | None = None,
+    ) -> Self:
         """Read the words of the command line.
 
         Raises:
-            UsageError: `url` is more or less than scheme, host and port, or `sign` is no `AK:SK`.
+            UsageError: `url` is more or less than scheme, host and port, `sign` is no `AK:SK`, or `ca_file` holds no
+                certificates or goes with plain HTTP.
         """
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path.strip("/") or parts.query:
@@ -61,7 +75,25 @@ class Target:
         if sign is not None and not (access_key and colon and secret_key):
             raise UsageError("--sign takes an access key and a secret key, joined by a colon")
         key = None if sign is None else (access_key, secret_key)
-        return cls(url=f"{parts.scheme}://{parts.netloc}", paths=paths, connections=connections, rate=rate, key=key)
+        if ca_file is not None and parts.scheme != "https":
+            raise UsageError("--ca-file goes with an --url of https")
+        return cls(
+            url=f"{parts.scheme}://{parts.netloc}",
+            paths=paths,
+            connections=connections,
+            rate=rate,
+            key=key,
+            tls=None if ca_file is None else _trusting(ca_file),
+        )
+
+
+def _trusting(ca_file: Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except ssl.SSLError:
+        raise UsageError(f"--ca-file {ca_file} holds no certificate (PEM)") from None
+    except OSError as error:
+        raise UsageError(f"--ca-file {ca_file} cannot be read: {error.strerror}") from None
 
 
 @dataclass(slots=True)
@@ -72,6 +104,7 @@ class Sent:
         answers: HTTP statuses and `no answer`, each with its number.
         answers_s: of the taken pushes, from their last sending to the answer.
         latencies_s: the same from the moment they were due, sending again and waiting for a connection included.
+        distrust: what is wrong with the certificate of the receiver, empty if nothing is.
     """
 
     pushes: int = 0
@@ -81,6 +114,7 @@ class Sent:
     answers: Counter[str] = field(default_factory=Counter)
     answers_s: list[float] = field(default_factory=list)
     latencies_s: list[float] = field(default_factory=list)
+    distrust: str = ""
 
 
 def quantile_ms(seconds: Sequence[float], quantile: float) -> float:
@@ -94,13 +128,16 @@ async def send(pushes: Iterable[PlannedPush], target: Target, stop: asyncio.Even
 
     With a rate the schedule does not wait for answers, up to `connections` pushes in flight; latency then counts from
     the moment a push was due, so that a receiver that stalls is not flattered.
+
+    Raises:
+        UsageError: the certificate of the receiver is not one to trust: sending again would not help.
     """
     sent = Sent()
     began = time.monotonic()
     source = iter(pushes)
     due = began
     timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
-    connector = aiohttp.TCPConnector(limit=target.connections)
+    connector = aiohttp.TCPConnector(limit=target.connections, ssl=target.tls or True)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
 
         async def connection() -> None:
@@ -120,6 +157,10 @@ async def send(pushes: Iterable[PlannedPush], target: Target, stop: asyncio.Even
             for _ in range(target.connections):
                 tasks.create_task(connection())
     sent.seconds = time.monotonic() - began
+    if sent.distrust:
+        raise UsageError(
+            f"the certificate of {target.url} is not trusted: {sent.distrust}; --ca-file names whom to trust"
+        )
     return sent
 
 
@@ -140,10 +181,19 @@ async def _until_taken(
                     sent.reports += push.reports
                     sent.answers_s.append(time.monotonic() - began)
                     return
+        except aiohttp.ClientConnectorCertificateError as error:
+            sent.distrust = _distrust(error)
+            stop.set()
+            return
         except (aiohttp.ClientError, TimeoutError):
             sent.answers["no answer"] += 1
         sent.resent += 1
         await _stopped_within(stop, backoff.next())
+
+
+def _distrust(error: aiohttp.ClientConnectorCertificateError) -> str:
+    cause = error.certificate_error
+    return cause.verify_message if isinstance(cause, ssl.SSLCertVerificationError) else str(cause)
 
 
 def _headers(push: PlannedPush, target: Target) -> dict[str, str]:
