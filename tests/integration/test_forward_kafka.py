@@ -28,6 +28,7 @@ from ingest.runtime.clock import SystemClock
 from ingest.runtime.kafka import TopicAdmin
 from ingest.runtime.partitioner import partition_of
 from ingest.spool.accounts import Accounts
+from tests.assembling import PATIENCE_S
 from tests.fakes.forward import MemoryBacklog
 
 EXAMPLE = (Path(__file__).parents[1] / "data" / "batch_example.json").read_bytes()
@@ -124,9 +125,10 @@ def record(number: int, size: int = 10) -> Record:
 
 
 async def _until(condition: Callable[[], object]) -> None:
-    """Wait for something that gives no sign; the test's own deadline bounds it."""
-    while not condition():  # noqa: ASYNC110 - what is looked at belongs to aiokafka or to a backlog without events
-        await asyncio.sleep(0.005)
+    """Wait for something that gives no sign."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - what is looked at belongs to aiokafka or to a backlog without events
+            await asyncio.sleep(0.005)
 
 
 def _noise(size: int) -> bytes:
