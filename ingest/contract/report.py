@@ -26,6 +26,10 @@ _MAY_OVERFLOW = re.compile(rb"(?<![0-9])[0-9]{200}|[eE]\+?0*[1-9][0-9]{2}")
 """In every document with a number beyond a double: an exponent of three digits, or nearly as many digits. Each run of
 digits is looked at from its beginning alone: from every digit of it, a hostile body would cost 200 times as much."""
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_NO_LONE_SURROGATE = re.compile(rb"\\[^u]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+"""Escapes after whose removal from valid JSON each surrogate that is left has no other half."""
+
 OVERFLOWING_COMMAS_MAX = 50_000
 """Of a document with a number beyond a double: it is read ten times as slowly as any other."""
 
@@ -117,9 +121,11 @@ def decode_json(value: bytes) -> Any:
     # orjson refuses the whole document for one number beyond a double.
     try:
         decoded = json.loads(value.decode(), parse_int=_integer, parse_constant=_no_constant)
-        json.dumps(decoded, ensure_ascii=False).encode()  # raises for an unpaired surrogate
     except RecursionError:
         raise ValueError("nested too deep") from None
+    # The bytes are looked at, because the decoded value has lost what stood in repeated members.
+    if _SURROGATE.search(_NO_LONE_SURROGATE.sub(b"", value)):
+        raise ValueError("an unpaired surrogate")
     return decoded
 
 

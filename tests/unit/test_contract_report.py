@@ -152,6 +152,8 @@ def test_a_batch_keeps_the_bytes_of_each_report() -> None:
         (b"\xef\xbb\xbf{}", Reason.NOT_JSON),
         (b'{"statusReportList":[]}x', Reason.NOT_JSON),
         (b'{"statusReportList":["\\ud800"]}', Reason.NOT_JSON),
+        (b'{"x":1e999,"y":"\\ud800","y":1,"statusReportList":[]}', Reason.NOT_JSON),
+        (b'{"x":1e999,"y":"\\ud83d\\ude00\\\\ud800","statusReportList":{}}', Reason.BAD_FIELD),
         (b'{"statusReportList":["\xff"]}', Reason.NOT_JSON),
         (b"[]", Reason.NOT_AN_OBJECT),
         (b"{}", Reason.BAD_FIELD),
