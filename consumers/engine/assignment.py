@@ -19,7 +19,7 @@ from consumers.engine.protocols import Ledger
 from consumers.entry import LedgerDamagedError, Position
 from ingest.runtime.errors import FoundError
 
-RESTORE_RECORDS = 64
+RESTORE_RECORDS = 16
 """Changelog records (of at most 512 KiB) applied at a time: what a restore holds in memory."""
 
 RESTORE_IDLE_MAX_S = 30.0

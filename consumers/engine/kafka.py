@@ -45,7 +45,7 @@ RESTORE_POLL_MS = 50
 """A fetch that brings control records alone moves the position and wakes nobody."""
 
 PARTITION_FETCH_BYTES = 1 << 20
-RESTORE_FETCH_BYTES = 8 << 20
+RESTORE_FETCH_BYTES = 4 << 20
 TRANSACTION_TIMEOUT_MS = 30_000
 TRANSACTION_BACKOFF_MS = 20
 BATCH_BYTES_MAX = 1_000_000

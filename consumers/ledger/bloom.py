@@ -59,7 +59,12 @@ def _word_of(high: Words, count: int) -> npt.NDArray[np.int64]:
 
 
 def _bits(low: Words) -> Words:
-    bits = _ONE << (low & _LOW)
+    bits = low & _LOW
+    np.left_shift(_ONE, bits, out=bits)
+    more = np.empty_like(bits)
     for shift in _SHIFTS:
-        bits |= _ONE << ((low >> shift) & _LOW)
+        np.right_shift(low, shift, out=more)
+        np.bitwise_and(more, _LOW, out=more)
+        np.left_shift(_ONE, more, out=more)
+        np.bitwise_or(bits, more, out=bits)
     return bits

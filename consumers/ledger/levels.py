@@ -1,4 +1,4 @@
-"""The older levels of an index: full tables, and the runs that they become and are merged into beside the work."""
+"""The older levels of an index: what was filled, and the runs that it becomes and is merged into beside the work."""
 
 import contextlib
 import secrets
@@ -13,6 +13,7 @@ import structlog
 
 from consumers.entry import LedgerDamagedError
 from consumers.ledger.bloom import Keys, keys_of
+from consumers.ledger.columns import Columns, search
 from consumers.ledger.places import Places, Words, least_of
 from consumers.ledger.runfile import is_unfinished, open_run, parse_name, run_name, unfinished_name, write_run
 from consumers.ledger.runs import (
@@ -27,38 +28,44 @@ from consumers.ledger.runs import (
     merge,
     merged_reach,
 )
-from consumers.ledger.table import Columns, Table
+from consumers.ledger.table import Table
 from ingest.runtime.files import FileSystem
 
 FROZEN_MAX = 2
-"""Most tables that wait to be sealed; then the work waits for the sealing."""
+"""Most levels that wait to be sealed; then the work waits for the sealing."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Frozen:
-    """A table that takes nothing more and waits to become a run."""
+    """What takes nothing more and waits to become a run."""
 
-    def __init__(self, table: Table, reach: Reach) -> None:
-        """A full table, and what it is made of."""
-        self.table = table
+    def __init__(self, held: Table | Columns, reach: Reach) -> None:
+        """A full table, or columns that ascend with no digest twice, and what it is made of."""
+        self._held = held
         self.reach = reach
 
     @property
     def columns(self) -> Columns:
         """All that is in."""
-        return self.table.columns()
+        return self._held if isinstance(self._held, Columns) else self._held.columns()
+
+    def ascending(self) -> Columns:
+        """All that is in, by digest."""
+        return self._held if isinstance(self._held, Columns) else combine([self._held.columns()], 0)
 
     def find(self, keys: Keys) -> Places:
         """The place of each digest, 0 where it is not here."""
-        return self.table.find(keys.high, keys.low)
+        if isinstance(self._held, Columns):
+            return search(self._held, keys.high, keys.low, np.arange(len(keys.high)))
+        return self._held.find(keys.high, keys.low)
 
 
 Level = Frozen | Run
 
 
 class Levels:
-    """Full tables and runs of one partition.
+    """What was filled, and the runs of one partition.
 
     One thread asks and adds; at most one job at a time seals and merges in `worker`. The job replaces whole levels in
     one step and does nothing more to the folder once the levels were closed or discarded.
@@ -80,6 +87,7 @@ class Levels:
         self._job: Future[None] | None = None  # of this epoch; seen by the one thread only
         self._seals = 0
         self._sealed = NOTHING  # where the newest level ends
+        self._patient = False
         self.floor = 0
         self.damage: str | None = None
 
@@ -132,25 +140,28 @@ class Levels:
             places[left] = found
             left, keys = left[missing], keys.at(missing)
 
-    def add(self, table: Table, covered: Covered) -> None:
-        """Take a full table as the newest level and have it made a run.
+    def add(self, filled: Table | Columns, covered: Covered) -> None:
+        """Take what was filled as the newest level and have it made a run.
+
+        Columns are filled by nobody but a restore; merging then waits, so that each digest is merged less often.
 
         Args:
-            table: not to be changed any more.
+            filled: not to be changed any more; columns ascend, with no digest twice.
             covered: to where in the journal its entries go.
 
         Raises:
-            Exception: what sealing failed with while it was waited for; the table was not taken.
+            Exception: what sealing failed with while it was waited for; it was not taken.
         """
         self.check()
         while len(self._frozen()) >= FROZEN_MAX:
             self._start()
             self.settle()
+        self._patient = isinstance(filled, Columns)
         self._seals += 1
         reach = Reach(Span(self._seals, self._seals), self._sealed, covered)
         self._sealed = covered
         with self._lock:
-            self._older = (Frozen(table, reach), *self._older)
+            self._older = (Frozen(filled, reach), *self._older)
         self._start()
 
     def forget(self, floor: int) -> None:
@@ -230,12 +241,12 @@ class Levels:
             if frozen:
                 self._seal(frozen[-1], epoch)
                 continue
-            chosen = choose(runs, self._seal_entries)
+            chosen = choose(runs, self._seal_entries, patient=self._patient)
             if not chosen or not self._merge(chosen, epoch):
                 return
 
     def _seal(self, frozen: Frozen, epoch: int) -> None:
-        columns = combine([frozen.columns], 0)
+        columns = frozen.ascending()
         run = self._written(iter([columns]), frozen.reach, len(columns.high), epoch)
         if run is None or not self._publish([frozen], run, epoch):
             self._publish([frozen], in_memory(frozen.reach, columns), epoch)

@@ -27,9 +27,9 @@ import numpy as np
 
 from consumers.entry import LedgerDamagedError
 from consumers.ledger import bloom
+from consumers.ledger.columns import Columns
 from consumers.ledger.reading import lost_is_damage
 from consumers.ledger.runs import Covered, Reach, Run, Span
-from consumers.ledger.table import Columns
 from ingest.runtime.files import FileSystem
 
 _VERSION = 1

@@ -1,5 +1,6 @@
 """Sealed runs: digests in order with their places behind a Bloom filter, and how several become one."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ import numpy.typing as npt
 from consumers.entry import LedgerDamagedError
 from consumers.ledger import bloom
 from consumers.ledger.bloom import Keys
+from consumers.ledger.columns import Columns, ascending, firsts, joined, search
 from consumers.ledger.places import Places, Words
-from consumers.ledger.table import Columns
 
 RUNS_MAX = 12
 
@@ -98,19 +99,7 @@ class Run:
 
     def find(self, keys: Keys) -> Places:
         """The place of each digest, 0 where it is not in this run."""
-        found = np.zeros(len(keys.high), np.uint64)
-        left = np.flatnonzero(bloom.probe(self._words, keys))
-        columns, count = self.columns, len(self)
-        at = np.searchsorted(columns.high, keys.high[left])
-        while left.size:
-            inside = at < count
-            left, at = left[inside], at[inside]
-            near = columns.high[at] == keys.high[left]
-            same = near & (columns.low[at] == keys.low[left])
-            found[left[same]] = columns.places[at[same]]
-            going = near & ~same  # digests that share their first half stand side by side
-            left, at = left[going], at[going] + 1
-        return found
+        return search(self.columns, keys.high, keys.low, np.flatnonzero(bloom.probe(self._words, keys)))
 
 
 def in_memory(reach: Reach, columns: Columns) -> Run:
@@ -123,33 +112,40 @@ def in_memory(reach: Reach, columns: Columns) -> Run:
 
 def combine(parts: Sequence[Columns], floor: int) -> Columns:
     """Digests of several columns in order, each once with its greatest place, those below `floor` left out."""
-    high = np.concatenate([part.high for part in parts])
-    low = np.concatenate([part.low for part in parts])
-    places = np.concatenate([part.places for part in parts])
-    order = np.argsort(high)
-    near = high[order][1:] == high[order][:-1]
-    if (near & (low[order][1:] != low[order][:-1])).any():
-        order = np.lexsort((low, high))
-    high, low, places = high[order], low[order], places[order]
-    if not len(high):
-        return Columns(high, low, places)
-    starts = np.flatnonzero(np.concatenate(([True], (high[1:] != high[:-1]) | (low[1:] != low[:-1]))))
-    places = np.maximum.reduceat(places, starts)
-    alive = places >= floor
-    return Columns(high[starts][alive], low[starts][alive], places[alive])
+    columns = ascending(joined(parts))
+    high, low, places = columns
+    starts = firsts(high, low)
+    if len(starts) < len(high):
+        high, low, places = high[starts], low[starts], np.maximum.reduceat(places, starts)
+    if floor:
+        alive = places >= floor
+        high, low, places = high[alive], low[alive], places[alive]
+    return Columns(high, low, places)
 
 
-def choose(runs: Sequence[Run], seal_entries: int) -> Sequence[Run]:
-    """Which adjacent runs to merge next, given newest first; none if there is no need."""
+def choose(runs: Sequence[Run], seal_entries: int, *, patient: bool = False) -> Sequence[Run]:
+    """Which adjacent runs to merge next, given newest first; none if there is no need.
+
+    Args:
+        runs: all of them.
+        seal_entries: digests of the smallest ones.
+        patient: merge nothing before there are too many, and then as many as can be: more are coming fast, and nobody
+            looks anything up.
+    """
 
     def size_class(run: Run) -> int:
         return max(0, round(math.log(max(1, len(run)) / seal_entries, MERGE_RUNS)))
 
-    windows = [runs[at : at + MERGE_RUNS] for at in range(len(runs) - MERGE_RUNS + 1)]
-    for window in windows:
-        if len({size_class(run) for run in window}) == 1:
-            return window
+    if patient and len(runs) <= RUNS_MAX:
+        return []
+    alike = [list(some) for _, some in itertools.groupby(runs, size_class)]
+    if patient and len(longest := max(alike, key=len)) >= MERGE_RUNS:
+        return longest
+    for some in alike:
+        if len(some) >= MERGE_RUNS:
+            return some[:MERGE_RUNS]
     if len(runs) > RUNS_MAX:
+        windows = [runs[at : at + MERGE_RUNS] for at in range(len(runs) - MERGE_RUNS + 1)]
         return min(windows, key=lambda window: sum(map(len, window)))
     return []
 

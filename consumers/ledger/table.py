@@ -1,24 +1,13 @@
 """The latest entries: an open-addressing hash table in arrays, looked up and filled a cycle at a time."""
 
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 
+from consumers.ledger.columns import Columns, Indexes
 from consumers.ledger.places import Places, Words
-
-Indexes = npt.NDArray[np.int64]
 
 _CAPACITY_MIN = 1024
 _ABSENT = -1
-
-
-class Columns(NamedTuple):
-    """Digests with their places."""
-
-    high: Words
-    low: Words
-    places: Places
 
 
 class Table:

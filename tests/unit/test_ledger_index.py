@@ -13,12 +13,13 @@ from structlog.testing import capture_logs
 from consumers.entry import LedgerDamagedError
 from consumers.ledger import bloom
 from consumers.ledger.bloom import keys_of
+from consumers.ledger.columns import Columns, order_of
 from consumers.ledger.index import Index
 from consumers.ledger.levels import FROZEN_MAX
 from consumers.ledger.places import Words
 from consumers.ledger.runfile import open_run, unfinished_name, write_run
 from consumers.ledger.runs import NOTHING, RUNS_MAX, Covered, Reach, Run, Span, choose, combine, in_memory, merge
-from consumers.ledger.table import Columns, Table
+from consumers.ledger.table import Table
 from ingest.runtime.files import RealFileSystem
 from tests.fakes.files import FaultyFileSystem
 
@@ -37,11 +38,22 @@ def columns(count: int, seed: int = 1, place: int = 2) -> Columns:
     return Columns(*digests(count, seed), np.arange(count, dtype=np.uint64) * 2 + place)
 
 
-def fill(index: Index, count: int, seed: int = 1, *, first_place: int = 2, step: int = 30, to: int = 1) -> Columns:
-    """Give digests to an index in several updates."""
+def fill(
+    index: Index,
+    count: int,
+    seed: int = 1,
+    *,
+    first_place: int = 2,
+    step: int = 30,
+    to: int = 1,
+    restoring: bool = False,
+) -> Columns:
+    """Give digests to an index bit by bit: as cycles, which ask before each, or as a restore, which does not."""
     given = columns(count, seed, first_place)
     for begin in range(0, count, step):
         part = Columns(*(one[begin : begin + step] for one in given))
+        if not restoring:
+            index.find(part.high, part.low)
         index.update(*part, np.ones(len(part.high), bool), Covered(1, 1, to))
     return given
 
@@ -137,10 +149,11 @@ def test_merge_in_parts_is_the_merge_of_all(step: int) -> None:
         assert np.concatenate([part[number] for part in parts]).tolist() == whole[number].tolist()
 
 
-def test_everything_is_found_in_whatever_level_it_is(index: Index) -> None:
+@pytest.mark.parametrize("restoring", [False, True], ids=["running", "restoring"])
+def test_everything_is_found_in_whatever_level_it_is(index: Index, *, restoring: bool) -> None:
     """Sealing and merging beside the work never hide or change a place."""
-    given = fill(index, 4000)
-    again = fill(index, 1000, first_place=100_000)
+    given = fill(index, 4000, restoring=restoring)
+    again = fill(index, 1000, first_place=100_000, restoring=restoring)
 
     found = index.find(given.high, given.low)
     index.settle()
@@ -165,6 +178,48 @@ def test_waiting_is_counted_once_for_each_digest(index: Index) -> None:
     assert index.waiting == 500
     index.count_waiting()
     assert index.waiting == 500
+
+
+@pytest.mark.parametrize("seal", [30, SEAL, 10_000])
+@pytest.mark.parametrize("asked", [1, 3, 1000])
+def test_restoring_comes_to_what_cycles_come_to(seal: int, asked: int, tmp_path: Path, worker: Executor) -> None:
+    """However rarely it is asked, and wherever it is sealed, an index knows the same places and counts who waits."""
+    random = np.random.default_rng(5)
+    high, low = digests(400)
+    index = Index(RealFileSystem(), tmp_path, worker, seal_entries=seal)
+    latest: dict[int, int] = {}
+    place = 2
+
+    for step in range(60):
+        some = random.integers(0, 400, 40)
+        first_seen = np.array([one not in latest and one not in some[:at] for at, one in enumerate(some.tolist())])
+        places = np.arange(place, place + 80, 2, dtype=np.uint64) | random.integers(0, 2, 40, np.uint64)
+        place += 80
+        latest.update(zip(some.tolist(), places.tolist(), strict=True))
+        index.update(high[some], low[some], places, first_seen, Covered(1, 1, step + 1))
+        if step % asked == asked - 1:
+            assert index.waiting == sum(one & 1 for one in latest.values())
+
+    assert index.waiting == sum(one & 1 for one in latest.values())
+    index.settle()
+    assert index.find(high, low).tolist() == [latest.get(one, 0) for one in range(400)]
+    index.count_waiting()
+    assert index.waiting == sum(one & 1 for one in latest.values())
+    index.close()
+
+
+def test_order_tells_digests_apart_that_share_all_upper_bits() -> None:
+    """Sorting upper bits with the index decides nothing that they do not tell apart."""
+    random = np.random.default_rng(3)
+    for base, spread in ((0, 4), (2**64 - 4, 4), (0, 2**64), (7, 1)):
+        high = np.uint64(base) + random.integers(0, spread, 500, np.uint64)
+        low = random.integers(0, 3, 500, np.uint64)
+
+        order = order_of(high, low)
+
+        assert order.tolist() == sorted(range(500), key=lambda at: (int(high[at]), int(low[at])))
+    assert order_of(high[:0], low[:0]).tolist() == []
+    assert order_of(high[:1], low[:1]).tolist() == [0]
 
 
 def test_runs_are_taken_over_and_the_rest_is_replayed(index: Index, tmp_path: Path, worker: Executor) -> None:
@@ -294,7 +349,8 @@ def test_forgotten_places_are_unknown_and_their_runs_are_removed(index: Index, t
     assert not list(tmp_path.glob("run-*"))
 
 
-def test_full_disk_leaves_runs_in_memory(tmp_path: Path, worker: Executor) -> None:
+@pytest.mark.parametrize("restoring", [False, True], ids=["running", "restoring"])
+def test_full_disk_leaves_runs_in_memory(tmp_path: Path, worker: Executor, *, restoring: bool) -> None:
     """A run that cannot be written is used all the same, and a start without it reads the journal."""
     fs = FaultyFileSystem(RealFileSystem())
     index = Index(fs, tmp_path, worker, seal_entries=SEAL)
@@ -305,7 +361,7 @@ def test_full_disk_leaves_runs_in_memory(tmp_path: Path, worker: Executor) -> No
 
     fs.plan = refuse
     with capture_logs() as logs:
-        given = fill(index, 1000)
+        given = fill(index, 1000, restoring=restoring)
         index.settle()
 
     assert (index.find(given.high, given.low) == given.places).all()
@@ -479,3 +535,6 @@ def test_runs_are_chosen_by_like_size_and_bounded_in_number() -> None:
     assert list(choose(like, SEAL)) == like[3:7]
     assert list(choose(like[:6], SEAL)) == []
     assert list(choose(growing, SEAL)) == growing[:4]
+    assert list(choose(like, SEAL, patient=True)) == []
+    assert list(choose([*like[:3], *like[3:] * 3], SEAL, patient=True)) == like[3:] * 3
+    assert list(choose(growing, SEAL, patient=True)) == growing[:4]
