@@ -268,19 +268,24 @@ async def test_an_occupied_port_is_one_clear_line(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("settings", "why"),
     [
-        ("auth_keys_file", "keys.json"),
-        ("allowed_networks", "10.0.0.0/8"),
-        ("trusted_proxies", "10.0.0.0/8"),
+        ({"auth_keys_file": "none.json"}, "none.json"),
+        ({"tls_cert_files": "none.crt", "tls_key_files": "none.key"}, "none.crt cannot be read: No such file"),
+        ({"tls_cert_files": "none.crt"}, "must name equally many files"),
     ],
 )
-async def test_protection_that_is_not_served_is_refused(start: Start, name: str, value: str) -> None:
-    """A receiver that ignores who may push must not start."""
-    command = await start(**{name: value})
+async def test_protection_that_cannot_be_had_is_one_clear_line(
+    start: Start, settings: dict[str, str], why: str
+) -> None:
+    """A receiver that goes without what it was told to protect itself with must not start: status 2."""
+    command = await start(**settings)
 
     assert await asyncio.wait_for(command.process.wait(), 60) == 2
-    assert [line["event"].startswith(f"error: DLR_{name.upper()} ") for line in command.lines] == [True]
+    await asyncio.sleep(0)
+    [line] = command.lines
+    assert line["event"].startswith("error: ")
+    assert why in line["event"]
 
 
 async def test_a_spool_folder_that_cannot_be_used_is_one_clear_line(start: Start, tmp_path: Path) -> None:
