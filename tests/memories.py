@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,8 @@ from consumers.commands.assemble import MakeStore
 from consumers.engine.assignment import restore
 from consumers.engine.cycle import Rules, digest_of
 from consumers.engine.kafka import ChangelogReader
-from consumers.entry import Cursor, Position
+from consumers.engine.protocols import Ledger
+from consumers.entry import Cursor, LedgerDamagedError, Position
 from consumers.ledger.partition import Sizes
 from consumers.ledger.store import Identity, Store
 from consumers.settings import AssembleSettings
@@ -73,7 +74,13 @@ async def settle(bench: Bench) -> None:
 
 
 async def memory(
-    bench: Bench, root: Path, partition: int, message_ids: Sequence[str], *, restored: bool = True
+    bench: Bench,
+    root: Path,
+    partition: int,
+    message_ids: Sequence[str],
+    *,
+    restored: bool = True,
+    damaged: bool = False,
 ) -> Memory:
     """What a state folder holds, once it was brought to the end of the changelog, or as it is. Nobody may hold it.
 
@@ -83,23 +90,40 @@ async def memory(
         partition: of the reports.
         message_ids: to look up.
         restored: whether to read the changelog.
+        damaged: there may be damage that nobody came upon; where this is the first look at it, it is mended as the
+            owner of a partition mends it. More is looked at here than an owner does before it is asked for it.
     """
     settings = bench.settings.model_copy(update={"state_dir": root})
     store = small_ledgers(settings)(bench.partitions, "")
+
+    async def brought_up(ledger: Ledger) -> None:
+        async with ChangelogReader(bench.options, bench.changelog, partition) as reader:
+            rules = _rules_of(settings, partition, bench.partitions)
+            await restore(ledger, reader, rules, now_ms=SystemClock().wall_ms(), accept_loss=False)
+
     with contextlib.closing(store):
         ledger = await asyncio.to_thread(store.open, partition)
         with contextlib.closing(ledger):
             if restored:
-                async with ChangelogReader(bench.options, bench.changelog, partition) as reader:
-                    rules = _rules_of(settings, partition, bench.partitions)
-                    await restore(ledger, reader, rules, now_ms=SystemClock().wall_ms(), accept_loss=False)
-            return Memory(
-                ledger.position,
-                ledger.next_changelog_offset(),
-                ledger.waiting(),
-                ledger.due(Cursor(), FAR_FUTURE_MS, MANY).messages,
-                ledger.lookup([digest_of(name.encode()) for name in message_ids]),
-            )
+                await brought_up(ledger)
+            try:
+                return _said_by(ledger, message_ids)
+            except LedgerDamagedError:
+                if not damaged:
+                    raise
+                ledger.discard()
+                await brought_up(ledger)
+                return _said_by(ledger, message_ids)
+
+
+def _said_by(ledger: Ledger, message_ids: Sequence[str]) -> Memory:
+    return Memory(
+        ledger.position,
+        ledger.next_changelog_offset(),
+        ledger.waiting(),
+        ledger.due(Cursor(), FAR_FUTURE_MS, MANY).messages,
+        ledger.lookup([digest_of(name.encode()) for name in message_ids]),
+    )
 
 
 def _rules_of(settings: AssembleSettings, partition: int, partitions: int) -> Rules:
@@ -112,14 +136,18 @@ def _rules_of(settings: AssembleSettings, partition: int, partitions: int) -> Ru
     )
 
 
-async def assert_same_memory(bench: Bench, alone: Path, message_ids: Sequence[str]) -> None:
+async def assert_same_memory(
+    bench: Bench, alone: Path, message_ids: Sequence[str], *, damaged: Container[int] = ()
+) -> None:
     """The state folder of a bench, once restored, says entry by entry what the changelog alone says.
 
     Args:
         bench: stopped.
         alone: an empty folder.
         message_ids: all that were ever heard of, and some that were not.
+        damaged: partitions whose folder may hold damage that nobody came upon: it is noticed, never believed.
     """
     for partition in range(bench.partitions):
-        ours = await memory(bench, bench.settings.state_dir, partition, message_ids)
+        state = bench.settings.state_dir
+        ours = await memory(bench, state, partition, message_ids, damaged=partition in damaged)
         assert ours == await memory(bench, alone, partition, message_ids), f"partition {partition}"
