@@ -17,9 +17,10 @@ from ingest.receiver.durable import Durable
 from ingest.receiver.gate import OPEN, Gates
 from ingest.receiver.handlers import CallbackHandler, Limits
 from ingest.receiver.statistics import ReceiverMetrics
+from ingest.receiver.turnstile import Turnstile
 from ingest.runtime.clock import Clock
 
-ACCEPT_MOST: Final = 64
+ACCEPT_MOST: Final = 8
 """Sockets accepted in one turn of the event loop, so that a crowd at the door does not stop the ones inside."""
 
 LINGER_S: Final = 5.0
@@ -41,6 +42,12 @@ CUT_S: Final = 0.05
 ACCEPT_PAUSE_S: Final = 0.1
 """Pause after accept failed for want of something that comes back (file descriptors, memory), and between two looks for
 somebody who must go at the bound on connections."""
+
+SENT_AHEAD_MOST: Final = 4
+"""Requests sent ahead of other answers that are handled in one turn of the event loop, over all connections."""
+
+ANSWERS_SOCKET_BYTES: Final = 4096
+"""Answers that wait in the socket of a sender that does not take them; the kernel takes it as a hint. One is 200."""
 
 LINE_MAX_BYTES: Final = 8190
 """Of a line of a head; aiohttp's own default."""
@@ -126,6 +133,7 @@ class CallbackPort:
         tls: Tls | None = None,
     ) -> None:
         listener.setblocking(False)  # noqa: FBT003 - the socket's own signature
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ANSWERS_SOCKET_BYTES)  # inherited by what it accepts
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
@@ -153,6 +161,7 @@ class CallbackPort:
         self._server = Server(
             self._handler,
             crowd=self._crowd,
+            turnstile=Turnstile(self._loop, SENT_AHEAD_MOST),
             limits=ConnectionLimits(
                 head_timeout_s=settings.request_timeout_s,
                 head_max_bytes=settings.head_max_bytes,

@@ -31,6 +31,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from ingest.receiver.crowd import GRACE_S, Crowd, Guest, Limit
 from ingest.receiver.reply import Reply
 from ingest.receiver.statuses import FAILED, NOT_HTTP
+from ingest.receiver.turnstile import Turnstile
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +86,7 @@ class Connection(RequestHandler):
         crowd: that it is one of.
         guest: what stands for it there.
         limits: that it is held to.
+        turnstile: for requests that were sent ahead.
         max_age_s: age from which it is closed with its next answer; an idle one has no answer to say so with, and goes
             when it was idle for long enough.
         on_error: called with the status of each answer that no handler gave.
@@ -107,6 +109,8 @@ class Connection(RequestHandler):
         "_on_error",
         "_on_lost",
         "_opened_at",
+        "_sent_ahead",
+        "_turnstile",
     )
 
     def __init__(
@@ -117,6 +121,7 @@ class Connection(RequestHandler):
         crowd: Crowd,
         guest: Guest,
         limits: ConnectionLimits,
+        turnstile: Turnstile,
         max_age_s: float,
         on_error: Callable[[int], None],
         on_lost: Callable[[], None],
@@ -126,6 +131,9 @@ class Connection(RequestHandler):
         self._crowd = crowd
         self._guest = guest
         self._limits = limits
+        self._turnstile = turnstile
+        self._sent_ahead = False
+        """The next request came before the last answer was given."""
         self._buffered = 0
         """Bytes held by the connection itself: an incomplete head, what was read ahead, framing."""
         self._body_held = 0
@@ -257,9 +265,11 @@ class Connection(RequestHandler):
             self._crowd.knows(self._guest)
         if last or self._close:
             self._cut_later(self.transport)
-        if not self._messages:
+        self._sent_ahead = bool(self._messages)
+        if self._sent_ahead:
+            self._crowd.resumes(self._guest)
+        else:
             self._buffer(self._head_bytes + self._left_bytes)
-        if self._paused or not (self._messages and self._messages[-1][1].is_eof()):
             self._crowd.waits(self._guest)
         if self._paused:
             try:
@@ -268,7 +278,13 @@ class Connection(RequestHandler):
             except TimeoutError:
                 self._lose(Limit.ANSWER_TIME)
                 raise ConnectionResetError("the sender does not take its answers") from None
-            if self._messages:
+
+    async def turn(self) -> None:
+        """A request is to be handled: return at once, or, if it was sent ahead, when its turn has come."""
+        if self._sent_ahead:
+            await self._turnstile.pass_through()
+            self._sent_ahead = False
+            if self._body is not None and self._body.is_eof():
                 self._crowd.serves(self._guest)
 
     def hold_body(self, size: int) -> bool:

@@ -46,6 +46,7 @@ class Guest:
         peer: address that it came from; of IPv6, the network of 64 bits, which is what one host has.
         evict: makes it go.
         since: loop time from which on its sender keeps us waiting.
+        is_served: it is our turn.
         held: bytes of its requests in memory.
         known: it was answered success.
         gone: it counts no more.
@@ -54,6 +55,7 @@ class Guest:
     peer: str
     evict: Callable[[], None]
     since: float = 0.0
+    is_served: bool = False
     held: int = 0
     known: bool = False
     gone: bool = False
@@ -128,7 +130,7 @@ class Crowd:
         if guest.gone:
             return
         guest.gone = True
-        self.serves(guest)
+        self._order(guest).pop(guest)
         self.release(guest, guest.held)
         self._open -= 1
         self._of_peer[guest.peer] -= 1
@@ -140,18 +142,31 @@ class Crowd:
         if guest.gone:
             return
         guest.since = self._now()
-        waiting = self._known if guest.known else self._strangers
-        waiting[guest] = None
-        waiting.move_to_end(guest)
+        guest.is_served = False
+        self._order(guest).move_to_end(guest)
 
     def serves(self, guest: Guest) -> None:
         """It is our turn."""
-        self._strangers.pop(guest, None)
-        self._known.pop(guest, None)
+        guest.is_served = True
+
+    def resumes(self, guest: Guest) -> None:
+        """Not our turn any more, but it has waited for nobody: the time counts on from when it last did."""
+        guest.is_served = False
+
+    def _order(self, guest: Guest) -> OrderedDict[Guest, None]:
+        """Those like it, by `since`; it is one of them from now on."""
+        there, elsewhere = (self._known, self._strangers) if guest.known else (self._strangers, self._known)
+        if guest not in there:
+            elsewhere.pop(guest, None)
+            there[guest] = None
+        return there
 
     def knows(self, guest: Guest) -> None:
-        """It was answered success; to be said while it is served."""
-        guest.known = True
+        """It was answered success."""
+        if not guest.gone and not guest.known:
+            guest.known = True
+            guest.since = self._now()
+            self._order(guest)
 
     def hold(self, guest: Guest, size: int) -> bool:
         """Count bytes as held; False, and not counted, if there is no room and nobody goes for it."""
@@ -179,7 +194,7 @@ class Crowd:
             for guest in waiting:
                 if guest.since > latest:
                     break
-                if is_wanted(guest):
+                if not guest.is_served and is_wanted(guest):
                     return guest
         return None
 

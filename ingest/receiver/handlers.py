@@ -72,6 +72,7 @@ class CallbackHandler:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
+        await _connection(request).turn()
         started = self._clock.monotonic()
         target = request.raw_path
         route = self._paths.get(target) or self._paths.get(target_path(target))
