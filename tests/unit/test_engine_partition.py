@@ -6,10 +6,12 @@ import errno
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 from prometheus_client import REGISTRY
 
 from consumers.engine import partition as engine_partition
@@ -22,7 +24,11 @@ from consumers.engine.routing import Outlet, Routing
 from consumers.engine.shelf import Shelf
 from consumers.engine.transaction import DoubtError, FencedError, RefusedError, Send
 from consumers.entry import Cursor, Entry, LedgerDamagedError, Position
+from consumers.ledger.partition import Sizes
+from consumers.ledger.store import Identity, Store
 from ingest.runtime.errors import FoundError
+from ingest.runtime.files import RealFileSystem
+from ingest.runtime.logfile import HEADER_BYTES as FRAME_BYTES
 from tests.assembling import a_report
 from tests.fakes.ledgers import MemoryLedger
 from tests.unit.test_engine_assignment import Log
@@ -529,6 +535,34 @@ async def test_damage_that_cannot_be_thrown_away_is_left_behind() -> None:
 
     assert world.results() == keys(3)
     assert world.ended == [None]
+
+
+def spoil_head(state: Path) -> None:
+    """Overwrite where the first frame of the second generation begins."""
+    second = sorted(state.rglob("journal-*.log"))[1]
+    with second.open("r+b") as file:
+        file.write(bytes(FRAME_BYTES))
+
+
+async def test_damage_that_only_deadlines_come_upon_costs_no_timeout(tmp_path: Path) -> None:
+    """No other answer rests on the head of a frame: who looks for what is due there has all restored, and says so."""
+    identity = Identity(group="group", topic="reports", partitions=1)
+    each_cycle_a_file = Sizes(generation_ms=1, preallocate_bytes=4096)
+    store = Store(tmp_path, RealFileSystem(), identity, each_cycle_a_file)
+    world = World()
+    with contextlib.closing(store), contextlib.closing(store.open(0)) as ledger:
+        world.shelf.put(0, ledger)
+        with structlog.testing.capture_logs() as logs:
+            async with world.working():
+                for number in range(4):
+                    world.records += given(a_report(f"m{number}", 1, 2), first=number)
+                    await world.until(lambda: len(world.commits) == len(world.records))
+                spoil_head(tmp_path)
+                await world.until(lambda: len(world.results()) >= len(world.records))
+
+    assert world.results() == keys(4)
+    (doubt,) = (line for line in logs if line["event"].startswith("in doubt"))
+    assert "has no frame where one was written" in doubt["error"]
 
 
 class Vanished(MemoryLedger):
