@@ -7,6 +7,7 @@ from ingest.contract.settings import (
     DestinationSettings,
     KafkaSettings,
     LogSettings,
+    RecipientSettings,
     ShutdownSettings,
     SinkGroupSettings,
     TopicNameSettings,
@@ -16,7 +17,14 @@ from ingest.runtime.settings import Settings
 
 
 class AssembleSettings(
-    AssemblySettings, KafkaSettings, AllTopicsSettings, AdminSettings, ShutdownSettings, LogSettings, Settings
+    AssemblySettings,
+    RecipientSettings,
+    KafkaSettings,
+    AllTopicsSettings,
+    AdminSettings,
+    ShutdownSettings,
+    LogSettings,
+    Settings,
 ):
     """What `assemble` uses."""
 

@@ -26,6 +26,7 @@ from consumers.engine.protocols import LedgerStore
 from consumers.engine.routing import Outlet, Routing
 from consumers.engine.shelf import Shelf
 from consumers.engine.transaction import Retired, Transactions
+from consumers.recipients import Recipients
 from consumers.settings import AssembleSettings
 from ingest.contract.acls import assembling
 from ingest.contract.topics import changelog_spec, changelog_topic, transactional_id
@@ -193,12 +194,14 @@ class _Shop:
                 f"{settings.reports_topic} was given further partitions while its assemblers ran: keys have moved, and "
                 f"the memory of this group fits {shapes.reports} partitions only; start a new group with DLR_GROUP_ID"
             )
+        key = settings.recipient_key
         rules = Rules(
             reports_topic=settings.reports_topic,
             partition=partition,
             partitions=shapes.reports,
             timeout_ms=settings.reassembly_timeout_s * 1000,
             late_window_ms=settings.late_window_s * 1000,
+            recipients=None if key is None else Recipients(key.get_secret_value().encode()),
         )
         routing = Routing(
             results=Outlet(topic=settings.results_topic, partitions=shapes.results),

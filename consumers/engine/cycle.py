@@ -13,6 +13,7 @@ from typing import NamedTuple
 from consumers.engine.record import InputRecord
 from consumers.entry import DIGEST_BYTES, Entry, LedgerDamagedError, LedgerFormatError
 from consumers.message import Change, MessageState, StateFormatError, deadline, decode, encode, is_forgotten
+from consumers.recipients import Recipients
 from consumers.results import expire, step
 from ingest.contract.dead_letter import DeadLetter, Origin, Stage
 from ingest.contract.envelope import Headers, result_headers
@@ -46,6 +47,7 @@ class Rules:
         partitions: how many the input topic has.
         timeout_ms: reassembly timeout.
         late_window_ms: how long a message is remembered after its last result.
+        recipients: hides telephone numbers; None leaves them as they are.
     """
 
     reports_topic: str
@@ -53,6 +55,7 @@ class Rules:
     partitions: int
     timeout_ms: int
     late_window_ms: int
+    recipients: Recipients | None = None
 
 
 class InternalError(Exception):
@@ -180,7 +183,7 @@ class Draft:
             LedgerDamagedError, LedgerFormatError: as `take`.
         """
         for digest, payload in due:
-            state = self.changed.get(digest) or self._overlay.get(digest) or _remembered(payload)
+            state = self.changed.get(digest) or self._overlay.get(digest) or self._remembered(payload)
             due_at = deadline(state, self._rules.timeout_ms)
             if due_at is None or due_at > self.clock_ms:
                 continue
@@ -234,9 +237,12 @@ class Draft:
         """Divide records into usable ones, with what they say, and dead letters."""
         usable: list[InputRecord] = []
         reports: list[Report] = []
+        recipients = self._rules.recipients
         for record in records:
             try:
                 report = _report_of(record)
+                if recipients is not None:
+                    report = recipients.in_report(report)
             except RejectedError as rejected:
                 self.refuse(record, rejected)
             except Exception as error:
@@ -263,7 +269,7 @@ class Draft:
         changed, overlay = self.changed, self._overlay
         unread = [digest for digest in dict.fromkeys(digests) if digest not in changed and digest not in overlay]
         states = {
-            digest: _remembered(payload)
+            digest: self._remembered(payload)
             for digest, payload in zip(unread, self._lookup(unread) if unread else (), strict=True)
             if payload is not None
         }
@@ -273,6 +279,10 @@ class Draft:
                 states[digest] = state
         window_ms, clock_ms = self._rules.late_window_ms, self.clock_ms
         return {digest: state for digest, state in states.items() if not is_forgotten(state, window_ms, clock_ms)}
+
+    def _remembered(self, payload: bytes) -> MessageState:
+        state = _remembered(payload)
+        return state if self._rules.recipients is None else self._rules.recipients.in_state(state)
 
     def _apply(
         self,

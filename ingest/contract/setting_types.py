@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr
 
+_KEY_CHARS_LEAST = 32
 YEAR_S = 366 * 86_400
 EXTERNAL_HOSTS_MAX = 8
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
@@ -85,6 +86,13 @@ def _dsn(value: SecretStr) -> SecretStr:
     # Parsers quote what they refuse, and this is a secret.
     if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
         raise ValueError("needs a URL such as postgresql://user@host/database")
+    return value
+
+
+def strong_key(value: SecretStr | None) -> SecretStr | None:
+    """Hold the key of a hash to a length at which nobody can try all of them."""
+    if value is not None and len(value.get_secret_value()) < _KEY_CHARS_LEAST:
+        raise ValueError(f"needs at least {_KEY_CHARS_LEAST} characters, such as `openssl rand -hex 32` prints")
     return value
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, model_validator
 from pydantic.fields import FieldInfo
 
 from ingest.contract.acls import Names
@@ -36,6 +36,7 @@ from ingest.contract.setting_types import (
     UrlPath,
     WholeSeconds,
     is_topic_name,
+    strong_key,
 )
 from ingest.contract.topics import TopicNeeds, changelog_topic
 
@@ -289,6 +290,15 @@ class AssemblySettings(BaseModel):
     )
 
 
+class RecipientSettings(BaseModel):
+    """Assembler: telephone numbers in results."""
+
+    recipient_key: Annotated[SecretStr | None, Unset, AfterValidator(strong_key)] = Field(
+        default=None,
+        description="key of the hash that stands in results, sinks and memory in place of each; unset: the number",
+    )
+
+
 class SinkGroupSettings(BaseModel):
     """Sink: its group."""
 
@@ -387,6 +397,7 @@ GROUPS: tuple[type[BaseModel], ...] = (
     GroupSettings,
     WindowSettings,
     AssemblySettings,
+    RecipientSettings,
     SinkGroupSettings,
     DestinationSettings,
     AdminSettings,

@@ -80,6 +80,7 @@ CONTRACT = {
     "DLR_REASSEMBLY_TIMEOUT_S": "259200",
     "DLR_LATE_WINDOW_S": "259200",
     "DLR_COMMIT_INTERVAL_MS": "200",
+    "DLR_RECIPIENT_KEY": "",
     "DLR_SINK_GROUP_ID": "dlrflow-sink-<kind>",
     "DLR_POSTGRES_DSN": "postgresql://127.0.0.1/dlrflow",
     "DLR_SQLITE_PATH": "var/results.db",
