@@ -178,7 +178,8 @@ class Records:
             raise RuntimeError(f"the publisher did not end within {PUBLISHED_WITHIN_S:.0f} s") from None
         if self._process.returncode != 0:
             raise RuntimeError(f"the publisher failed:\n{tail(self._log)}")
-        self._summary = json.loads(output)
+        # Before its last line it may have said what its client of Kafka ran into.
+        self._summary = json.loads(output.splitlines()[-1])
         return [self._summary]
 
     def found(self, patience_s: float) -> dict[str, Any]:
