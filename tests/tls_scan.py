@@ -21,6 +21,7 @@ ALL_GROUPS: Final = (*range(1, 42), *range(0x0100, 0x0105))
 
 X25519: Final = 29
 SESSION_TICKET: Final = 0x0023
+KEY_SHARE: Final = 0x0033
 RENEGOTIATION_INFO: Final = 0xFF01
 HEARTBEAT: Final = 0x000F
 
@@ -58,11 +59,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """What a ClientHello offers; `version` is the highest, and from TLS 1.3 on the only one."""
+    """What a ClientHello offers; `version` is the highest, and from TLS 1.3 on the only one.
+
+    Attributes:
+        shares: for which groups it brings its half of the key exchange; for another one a server asks (TLS 1.3).
+    """
 
     version: int
     suites: Sequence[int]
     groups: Sequence[int] = (X25519, 23, 24, 25)
+    shares: Sequence[int] = (X25519,)
     signatures: Sequence[int] = SIGNATURES
     compressions: bytes = b"\0"
     extra: dict[int, bytes] = field(default_factory=dict)
@@ -94,7 +100,9 @@ class Offer:
         }
         if self.version >= TLS_1_3:
             extensions[0x002B] = _with_length(">B", struct.pack(">H", self.version))
-            extensions[0x0033] = _with_length(">H", struct.pack(">H", X25519) + _with_length(">H", os.urandom(32)))
+            extensions[KEY_SHARE] = _with_length(
+                ">H", b"".join(struct.pack(">H", group) + _with_length(">H", os.urandom(32)) for group in self.shares)
+            )
             extensions[0x002D] = b"\x01\x01"
         return _with_length(
             ">H", b"".join(struct.pack(">H", number) + _with_length(">H", data) for number, data in extensions.items())
@@ -134,11 +142,11 @@ async def accepted_suites(address: Address, version: int) -> set[int]:
     return accepted
 
 
-async def accepted_groups(address: Address, suites: Sequence[int]) -> set[int]:
-    """Every group that a server takes for the key exchange of these suites of TLS 1.2."""
+async def accepted_groups(address: Address, version: int, suites: Sequence[int]) -> set[int]:
+    """Every group that a server takes for the key exchange of these suites, of TLS 1.2 or 1.3."""
     accepted = set()
     for group in ALL_GROUPS:
-        choice = await ask(address, Offer(version=TLS_1_2, suites=suites, groups=(group,)))
+        choice = await ask(address, Offer(version=version, suites=suites, groups=(group,), shares=()))
         if choice is not None:
             accepted.add(choice.group or 0)
     return accepted
@@ -173,7 +181,8 @@ def _choice(hello: bytes) -> Choice:
     extensions = dict(_read_extensions(hello[at + 5 :]))
     if 0x002B in extensions:
         (version,) = struct.unpack(">H", extensions[0x002B])
-    return Choice(version, suite, compression, frozenset(extensions))
+    group = struct.unpack_from(">H", extensions[KEY_SHARE])[0] if KEY_SHARE in extensions else None
+    return Choice(version, suite, compression, frozenset(extensions), group)
 
 
 def _read_extensions(data: bytes) -> Iterable[tuple[int, bytes]]:
