@@ -49,6 +49,9 @@ SENT_AHEAD_MOST: Final = 4
 ANSWERS_SOCKET_BYTES: Final = 4096
 """Answers that wait in the socket of a sender that does not take them; the kernel takes it as a hint. One is 200."""
 
+FLIGHT_BYTES: Final = 16 * 1024
+"""The same over TLS, where a whole chain of certificates must go without waiting for the sender in between."""
+
 LINE_MAX_BYTES: Final = 8190
 """Of a line of a head; aiohttp's own default."""
 
@@ -133,7 +136,8 @@ class CallbackPort:
         tls: Tls | None = None,
     ) -> None:
         listener.setblocking(False)  # noqa: FBT003 - the socket's own signature
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ANSWERS_SOCKET_BYTES)  # inherited by what it accepts
+        # Inherited by what it accepts.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ANSWERS_SOCKET_BYTES if tls is None else FLIGHT_BYTES)
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
@@ -260,11 +264,15 @@ class CallbackPort:
         except OSError as error:
             accepted.close()
             if self._tls is not None:
-                self._tls.handshakes.failed(error)
+                self._count_failure(self._tls, error)
         finally:
             # One that was opened says itself when it is lost.
             if not connection.was_opened():
                 self._on_lost(guest)
+
+    def _count_failure(self, tls: Tls, error: OSError) -> None:
+        if tls.handshakes.failed(error) == "timeout":
+            self._metrics.count_limit(Limit.HANDSHAKE_TIME)
 
     async def _open_connection(self, connection: Connection, accepted: socket.socket) -> None:
         """Let a connection speak over a socket; over TLS, once the handshake is done.

@@ -139,8 +139,8 @@ class Handshakes:
         suite = connection.cipher()
         self._done.labels(connection.version() or "", suite[0] if suite else "").inc()
 
-    def failed(self, error: BaseException) -> None:
-        """Count one. The open internet makes many of them: only what an operator can mend is logged, once."""
+    def failed(self, error: BaseException) -> str:
+        """Count one, and return the reason. Strangers make many of them: only what can be mended is logged, once."""
         reason = failure_reason(error)
         self._failed.labels(reason).inc()
         if reason == "certificate" and not self._refused_by_somebody:
@@ -148,3 +148,4 @@ class Handshakes:
             log.warning("a sender refuses our certificate; said once", because=getattr(error, "reason", None))
         else:
             log.debug("a TLS handshake failed", reason=reason, detail=str(error))
+        return reason

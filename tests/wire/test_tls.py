@@ -302,6 +302,7 @@ async def test_a_handshake_that_takes_too_long_ends(start_tls: StartTls) -> None
     assert await ended(sender) == b""
 
     await secure.counted(FAILED, 1, reason="timeout")
+    assert secure.receiver.count("dlrflow_limited_total", limit="handshake-time") == 1
     await secure.counted("dlrflow_connections", 0)
 
 
