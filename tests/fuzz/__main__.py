@@ -21,7 +21,7 @@ from tests.fuzz.run import Load, run
 
 FOLDER: Final = REPOSITORY / "var" / "fuzz"
 INPUTS: Final = 1_000_000
-CONNECTIONS_SHARE: Final = 0.4
+CONNECTIONS_SHARE: Final = 0.3
 SIGNED_SHARE: Final = 0.1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from random import Random
@@ -158,7 +159,11 @@ def a_batch(rng: Random, name: str) -> bytes:
             _bend(rng, elements)
     body: Any = {"statusReportList": elements}
     if rng.random() < 0.1:
-        body = {rng.choice(_ODD_TEXTS): rng.choice(_ODD_VALUES), **body, rng.choice(NAMES): rng.choice(_ODD_VALUES)}
+        body = {
+            rng.choice(_ODD_TEXTS): copy.deepcopy(rng.choice(_ODD_VALUES)),
+            **body,
+            rng.choice(NAMES): copy.deepcopy(rng.choice(_ODD_VALUES)),
+        }
     if rng.random() < 0.02:
         body = rng.choice((elements, {"StatusReportList": elements}, {"statusReportList": body}, None, 7, name))
     return _altered(rng, _written(rng, body))
@@ -217,7 +222,7 @@ def _how_many(rng: Random) -> int:
 def _bend(rng: Random, elements: list[Any]) -> None:
     """Change one element in its structure."""
     at = rng.randrange(len(elements))
-    odd: Any = rng.choice(_ODD_TEXTS if rng.random() < 0.5 else _ODD_VALUES)
+    odd: Any = rng.choice(_ODD_TEXTS) if rng.random() < 0.5 else copy.deepcopy(rng.choice(_ODD_VALUES))
     if not isinstance(elements[at], dict) or rng.random() < 0.1:
         elements[at] = odd
     elif rng.random() < 0.2:
