@@ -217,11 +217,14 @@ async def test_a_file_that_is_whole_again_as_before_ends_the_alarm(tmp_path: Pat
     path = tmp_path / "keys.json"
     path.write_text(FIRST)
     _, told, looks = await follow(path)
-    for content in ("{", FIRST, "{", FIRST):
+    for content in ("{", FIRST, "{", FIRST, SECOND):
         path.write_text(content)
         await looks.look()
 
-    assert told.said == ["broken: is not JSON in UTF-8", "mended"] * 2
+    assert told.said == [
+        *(["broken: is not JSON in UTF-8", "mended"] * 2),
+        "added ['ak2'] removed [] changed []",
+    ]
 
 
 async def test_a_replacement_within_one_tick_is_seen(tmp_path: Path, follow: Follow) -> None:

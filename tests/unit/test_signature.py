@@ -359,6 +359,9 @@ def test_what_a_proxy_took_away_is_tried() -> None:
     assert judged(request, proxy=Proxy(connection_values=("close",))) == ACCESS_KEY
     assert judged(request) == Reason.HEADER_MISSING
     assert judged(request, proxy=Proxy(hosts=("dlr.example.com",))) == Reason.HEADER_MISSING
+    without_length = [header for header in signer.wire_headers() if header[0] != b"content-length"]
+    assert judged(received(signer, headers=without_length)) == Reason.HEADER_MISSING
+    assert judged(received(signer, headers=without_length), proxy=Proxy(path_prefix="/sms")) == ACCESS_KEY
 
 
 def test_a_repeated_header_is_refused_behind_a_proxy_too() -> None:
