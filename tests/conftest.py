@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
 import pytest
@@ -18,6 +18,7 @@ from deploy.local import containers
 from deploy.local.kafka import LocalKafka
 from deploy.local.postgres import LocalPostgres
 from deploy.local.processes import LocalServiceError
+from tests.acls.ground import Guarded, all_connections_ended, guarded
 
 CLUSTER_NODES: Final = 3
 
@@ -39,6 +40,19 @@ def postgres_dsn() -> Iterator[str]:
     named = CALLERS_SETTINGS.get("DLR_POSTGRES_DSN")
     with contextlib.ExitStack() as stack:
         yield named or _first_of(stack, containers.postgres, _local_postgres)
+
+
+@pytest.fixture(scope="session")
+def _own_guarded() -> Iterator[Guarded]:
+    with guarded() as kafka:
+        yield kafka
+
+
+@pytest.fixture
+async def guarded_kafka(_own_guarded: Guarded) -> AsyncIterator[Guarded]:
+    """One node with TLS and logins, on which nobody may do anything without an ACL; always a process of our own."""
+    async with all_connections_ended():
+        yield _own_guarded
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Any
 
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaConnectionError,
@@ -27,6 +27,7 @@ REQUEST_TIMEOUT_MS = 10_000
 REFUSAL_TIMEOUT_S = 3.0
 """Who refuses answers soon; whoever does not answer is away."""
 
+_CLOSE_TIMEOUT_S = 1.0
 _DETAIL_CHARS_MAX = 200
 
 
@@ -82,17 +83,17 @@ async def first_answer(options: Mapping[str, Any]) -> None:
 async def _talk(server: str, options: Mapping[str, Any]) -> None:
     host, _, port = server.rpartition(":")
     login = {name: value for name, value in options.items() if name != "bootstrap_servers"}
+    connection = AIOKafkaConnection(host.strip("[]"), int(port), request_timeout_ms=REQUEST_TIMEOUT_MS, **login)
     try:
-        connection = await create_conn(host.strip("[]"), int(port), request_timeout_ms=REQUEST_TIMEOUT_MS, **login)
+        await connection.connect()
+        await connection.send(MetadataRequest([]))
     except KafkaConnectionError as error:
         # Whoever could not connect gets an OSError: this one was let in and shown the door.
         raise _ClosedError(str(error)) from error
-    try:
-        await connection.send(MetadataRequest([]))
-    except KafkaConnectionError as error:
-        raise _ClosedError(str(error)) from error
     finally:
-        connection.close()
+        closed = connection.close()
+        if connection._protocol is not None:  # noqa: SLF001 - there was a connection, whose end can be waited for
+            await asyncio.wait({closed}, timeout=_CLOSE_TIMEOUT_S)
 
 
 def _verdict(server: str, error: Exception, options: Mapping[str, Any]) -> Exception:

@@ -27,6 +27,9 @@ from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 _BITS: Final[Mapping[str, int]] = {"Read": 3, "Write": 4, "Create": 5, "Describe": 8, "DescribeConfigs": 10}
 """Codes of `org.apache.kafka.common.acl.AclOperation`: each a bit of what may be done."""
 
+_UNSEEN: Final = 1 << _BITS["Create"] | 1 << _BITS["DescribeConfigs"]
+"""What may be allowed on a topic that may not be seen: these do not bring Describe with them, the others do."""
+
 _GROUP, _TRANSACTION = 0, 1
 
 
@@ -145,7 +148,7 @@ async def _topics(client: AIOKafkaAdminClient, names: Sequence[str]) -> dict[tup
     for code, name, _internal, _partitions, operations in response.topics:
         error = for_code(code)
         if error is TopicAuthorizationFailedError:
-            allowed["topic", name] = 0
+            allowed["topic", name] = _UNSEEN
         elif error is UnknownTopicOrPartitionError:
             allowed["topic", name] = -1
         else:

@@ -1,0 +1,1 @@
+"""The rights of every process (`ingest.contract.acls`), tried out on a Kafka that allows nothing else."""
