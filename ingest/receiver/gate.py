@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter
 from ingest.contract.settings import AuthSettings, NetworkSettings
 from ingest.receiver.keys import KeysFile
 from ingest.receiver.peers import Peers, Refusal
-from ingest.receiver.signature import NotAuthenticError, Proxy, Reason, Received, verify
+from ingest.receiver.signature import NO_PROXY, NotAuthenticError, Proxy, Reason, Received, verify
 from ingest.receiver.statuses import FORBIDDEN, NOT_AUTHENTIC, RefusedError
 from ingest.runtime.clock import Clock
 
@@ -196,11 +196,12 @@ def gates(
 
 def proxy_of(settings: AuthSettings) -> Proxy:
     """What settings say that a proxy may have changed."""
-    return Proxy(
+    proxy = Proxy(
         hosts=settings.auth_external_hosts,
         path_prefix=settings.auth_path_prefix,
         connection_values=settings.auth_connection_values,
     )
+    return NO_PROXY if proxy == NO_PROXY else proxy
 
 
 def shown(access_key: str) -> str:

@@ -34,6 +34,7 @@ CONNECTION: Final = b"connection"
 CONTENT_LENGTH: Final = b"content-length"
 CONTENT_HASH: Final = b"x-sdk-content-sha256"
 MUST_BE_SIGNED: Final = (HOST, DATE)
+_CHANGEABLE: Final = frozenset((HOST, CONNECTION, CONTENT_LENGTH))
 
 UNSIGNED_PAYLOAD: Final = b"UNSIGNED-PAYLOAD"
 
@@ -312,16 +313,18 @@ def candidates(
     """
     choices: list[list[tuple[bytes, bytes]]] = []
     for name in stated.signed:
-        tried = dict.fromkeys((*values.get(name, ()), *proxy.tried(name, received.body)))
+        tried = values.get(name, ())
+        if name in _CHANGEABLE and proxy is not NO_PROXY:
+            tried = list(dict.fromkeys((*tried, *proxy.tried(name, received.body))))
         if not tried:
             raise NotAuthenticError(Reason.HEADER_MISSING)
         choices.append([(name, value) for value in tried])
     path = target_path(received.target)
-    paths = dict.fromkeys((path, proxy.path_prefix + path))
+    paths = [canonical_path(each) for each in dict.fromkeys((path, proxy.path_prefix + path))]
     queries = canonical_queries(received.target.partition("?")[2])
     for fields in itertools.product(*choices):
         for each, query in itertools.product(paths, queries):
-            yield Candidate(canonical_path(each), query, fields)
+            yield Candidate(each, query, fields)
 
 
 @lru_cache(maxsize=64)
