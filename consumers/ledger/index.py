@@ -189,15 +189,16 @@ class Index:
         order = order_of(columns.high, columns.low)
         high, low, places = (column.take(order) for column in columns)
         starts = firsts(high, low)
-        came_first = order[starts]
-        before = np.zeros(len(starts), np.uint64)
-        if counted:
-            in_table = came_first < counted
-            before[in_table] = places[starts[in_table]]
-        latest = places[np.append(starts[1:], len(places)) - 1]
+        lasts = np.append(starts[1:], len(places)) - 1
+        came_first, latest = order[starts], places[lasts]
         if len(starts) < len(high):
             high, low = high[starts], low[starts]
+        before = np.zeros(len(starts), np.uint64)
+        in_table = np.flatnonzero(came_first < counted)
+        before[in_table] = places[starts[in_table]]
         self._look_up(high, low, before, (before == 0) & ~first_seen[came_first])
+        as_it_was = in_table[order[lasts[in_table]] < counted]
+        before[as_it_was] = latest[as_it_was]
         waiting = self._waiting + _waiting_in(latest) - _waiting_in(before)
         self._older.add(Columns(high, low, latest), self._covered)
         self._waiting = waiting

@@ -71,7 +71,6 @@ async def restored(wanted: argparse.Namespace, ledgers: list[PartitionLedger]) -
         )
         async with bound, ChangelogReader(options, wanted.topic, partition) as changelog:
             await restore(ledger, changelog, rules, now_ms=wanted.clock_ms, accept_loss=False)
-        ledger.waiting()  # asked for before the first cycle
 
     await asyncio.gather(*(one(ledger, partition) for partition, ledger in enumerate(ledgers)))
     return sum(ledger.next_changelog_offset() for ledger in ledgers)

@@ -208,6 +208,20 @@ def test_restoring_comes_to_what_cycles_come_to(seal: int, asked: int, tmp_path:
     index.close()
 
 
+def test_sealing_in_order_counts_nobody_anew_that_was_in_the_table(index: Index) -> None:
+    """What nothing was said of in a restore waits as before, though its place is forgotten."""
+    none = np.zeros(10, bool)
+    index.update(*digests(10), np.arange(11, 31, 2, dtype=np.uint64), ~none, Covered(1, 1, 1))
+    assert index.waiting == 10
+    index.forget(1000)
+
+    for number in range(3):
+        fill(index, SEAL - 20, seed=2 + number, first_place=1000 * number + 1000, step=SEAL - 20, restoring=True)
+
+    assert index.levels > 1
+    assert index.waiting == 10
+
+
 def test_order_tells_digests_apart_that_share_all_upper_bits() -> None:
     """Sorting upper bits with the index decides nothing that they do not tell apart."""
     random = np.random.default_rng(3)
