@@ -19,6 +19,7 @@ from ingest.settings import (
     AclsSettings,
     DrainSettings,
     IngestSettings,
+    OpenApiSettings,
     ReceiveSettings,
     SimulateSettings,
     TopicsSettings,
@@ -90,6 +91,14 @@ def acls(
     from ingest.commands.acls import print_acls  # noqa: PLC0415
 
     print_acls(loaded.settings, process, principal=principal, as_json=as_json)
+
+
+@cli.command(OpenApiSettings)
+def openapi(loaded: Loaded[OpenApiSettings]) -> None:
+    """Print the OpenAPI description of the callback port."""
+    from ingest.commands.openapi import print_description  # noqa: PLC0415
+
+    print_description(loaded.settings)
 
 
 @cli.command(SimulateSettings)

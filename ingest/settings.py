@@ -60,6 +60,10 @@ class AclsSettings(TopicNameSettings, GroupSettings, SinkGroupSettings, LogSetti
     """What `acls` uses."""
 
 
+class OpenApiSettings(PathSettings, PushSettings, LogSettings, Settings):
+    """What `openapi` uses."""
+
+
 class VerifySettings(PathSettings, AuthSettings, LogSettings, Settings):
     """What `verify` uses besides its own options."""
 
