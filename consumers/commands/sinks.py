@@ -19,7 +19,7 @@ AnySink = PostgresSink | SqliteSink | JsonlSink
 Destinations = SinkSettings | DeadLettersSettings | AuditSettings
 
 
-def make_sink(settings: Destinations, kind: str, *, clock: Clock, create: bool = True) -> AnySink:
+def make_sink(settings: Destinations, kind: str, *, clock: Clock, create: bool = True, writes: bool = True) -> AnySink:
     """The sink of a kind, not yet open.
 
     Args:
@@ -27,12 +27,14 @@ def make_sink(settings: Destinations, kind: str, *, clock: Clock, create: bool =
         kind: `postgres`, `sqlite` or `jsonl`.
         clock: for `written_at`.
         create: make the table if it is missing.
+        writes: whether it will be written to, so that this must be allowed.
 
     Raises:
         UsageError: there is no such kind.
     """
     if kind == PostgresSink.kind:
-        return PostgresSink(settings.postgres_dsn.get_secret_value(), now_ms=clock.wall_ms, create=create)
+        dsn = settings.postgres_dsn.get_secret_value()
+        return PostgresSink(dsn, now_ms=clock.wall_ms, create=create, writes=writes)
     if kind == SqliteSink.kind:
         return SqliteSink(settings.sqlite_path, now_ms=clock.wall_ms, create=create)
     if kind == JsonlSink.kind:
@@ -60,7 +62,7 @@ async def open_for_reading(settings: Destinations, kind: str) -> AsyncIterator[A
         UsageError: there is no such sink, or it is not there.
         ServiceAwayError: it does not answer.
     """
-    sink = make_sink(settings, kind, clock=SystemClock(), create=False)
+    sink = make_sink(settings, kind, clock=SystemClock(), create=False, writes=False)
     # Opening the lines would repair them: that is for whoever writes them.
     async with _open(sink, ready=isinstance(sink, JsonlSink)) as opened:
         yield opened

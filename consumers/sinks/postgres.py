@@ -1,9 +1,12 @@
 """Results in a PostgreSQL table: one statement a batch, committed before `write` returns."""
 
+import os
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 import orjson
@@ -58,6 +61,12 @@ ROW_FAULTS = ("22", "23", "54", "P0001")
 _SETUP_FAULTS = ("28", "3D", "42")
 """Login, database, privileges and columns: at the start whoever started us must act."""
 
+_UNTRUSTED = ssl.SSLCertVerificationError
+"""The database's certificate is not by whom it should be, or is for another host."""
+
+_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+_WRITING = ("SELECT", "INSERT", "UPDATE")
+
 _BROKEN = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What a connection raises that broke; the last one where the server's farewell met the next statement."""
 
@@ -67,15 +76,17 @@ class PostgresSink:
 
     kind = "postgres"
 
-    def __init__(self, dsn: str, *, now_ms: Callable[[], int], create: bool = True) -> None:
+    def __init__(self, dsn: str, *, now_ms: Callable[[], int], create: bool = True, writes: bool = True) -> None:
         """Describe it; nothing happens before `open`.
 
         Args:
             dsn: of the database.
             now_ms: wall clock, for `written_at`.
             create: make the table if it is missing.
+            writes: whether rows will be written, so that it must be allowed.
         """
         self._dsn = dsn
+        self._writes = writes
         self._now_ms = now_ms
         self._create = create
         self._connection: asyncpg.Connection | None = None
@@ -87,13 +98,14 @@ class PostgresSink:
             UsageError: login, database, privileges or columns are not as they must be.
             AwayError: the database cannot be reached.
         """
+        _look_for_files(self._dsn)
         try:
             with self._errors():
                 await self._ensure_table(await self._connected())
         except RefusedError as error:  # the table is there and no row was sent: another process makes it just now
             raise AwayError(str(error)) from error
         except AwayError as error:
-            if _state(error.__cause__).startswith(_SETUP_FAULTS):
+            if _state(error.__cause__).startswith(_SETUP_FAULTS) or isinstance(error.__cause__, _UNTRUSTED):
                 raise UsageError(f"DLR_POSTGRES_DSN: {error}") from error
             raise
 
@@ -146,6 +158,8 @@ class PostgresSink:
                 connection = await asyncpg.connect(
                     self._dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=COMMAND_TIMEOUT_S
                 )
+            except _UNTRUSTED as error:  # a ValueError as well
+                raise AwayError(f"the certificate of the database is refused: {error.verify_message}") from error
             except ValueError as error:
                 raise UsageError("DLR_POSTGRES_DSN cannot be used as it is") from error
             self._connection = connection
@@ -163,6 +177,10 @@ class PostgresSink:
                 # Two sinks that start at once: the other one made it.
                 await connection.execute(DDL)
         await connection.execute(f"SELECT {', '.join(COLUMNS)} FROM {TABLE} LIMIT 0")  # noqa: S608 - our own names
+        if self._writes:
+            for right in _WRITING:
+                if not await connection.fetchval("SELECT has_any_column_privilege($1, $2)", TABLE, right):
+                    raise UsageError(f"DLR_POSTGRES_DSN: this role may not {right} on {TABLE}")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -185,6 +203,13 @@ class PostgresSink:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.terminate()
+
+
+def _look_for_files(dsn: str) -> None:
+    """A certificate that is not there is no database that is away."""
+    for name, value in parse_qsl(urlsplit(dsn).query):
+        if name in _FILES and not os.access(value, os.R_OK):
+            raise UsageError(f"DLR_POSTGRES_DSN: the file of {name}, {value}, cannot be read")
 
 
 def _values(result: Result) -> tuple[Any, ...]:

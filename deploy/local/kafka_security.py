@@ -78,13 +78,17 @@ class Security:
         self._authority.cert_pem.write_to_path(self.ca_file)
         self._stranger.cert_pem.write_to_path(self.strange_ca_file)
         for host in (HOST, ELSEWHERE):
-            pair = self._issued(self._authority, host, host)
+            pair = self.server(host)
             self._keystore(host).write_bytes(pair.key_file.read_bytes() + pair.cert_file.read_bytes())
 
     @property
     def protocols(self) -> Mapping[str, str]:
         """Name and protocol of every listener."""
         return {name: listener.protocol for name, listener in LISTENERS.items()}
+
+    def server(self, host: str) -> Pair:
+        """The certificate of a server of that name or address."""
+        return self._issued(self._authority, host, host)
 
     def client(self, user: str) -> Pair:
         """A certificate that makes its owner the principal `User:<user>` on the listener `MTLS`."""

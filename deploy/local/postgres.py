@@ -17,6 +17,8 @@ import subprocess
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
@@ -41,6 +43,38 @@ FORGETFUL: Final = ("fsync=off", "synchronous_commit=off", "full_page_writes=off
 """For data that is thrown away anyway: a crash of the machine may lose it, one of the server does not."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSecurity:
+    """What a server needs to speak TLS, and to know who comes.
+
+    Attributes:
+        cert_file, key_file: of the server (PEM).
+        ca_file: who certifies clients.
+        by_certificate: roles that show a certificate; all others but the superuser know a password (SCRAM).
+    """
+
+    cert_file: Path
+    key_file: Path
+    ca_file: Path
+    by_certificate: Sequence[str]
+
+    def install(self, data: Path, user: pwd.struct_passwd | None) -> list[str]:
+        """Put it where the server finds it, and return the settings that say so."""
+        settings = ["ssl=on", "password_encryption=scram-sha-256"]
+        for setting, file in (("cert", self.cert_file), ("key", self.key_file), ("ca", self.ca_file)):
+            place = data / f"server-{setting}.pem"
+            place.write_bytes(file.read_bytes())
+            place.chmod(0o600)
+            if user is not None:
+                os.chown(place, user.pw_uid, user.pw_gid)
+            settings.append(f"ssl_{setting}_file={place}")
+        rules = [f"host all {SUPERUSER} 127.0.0.1/32 trust"]
+        rules += [f"hostssl all {role} 127.0.0.1/32 cert" for role in self.by_certificate]
+        rules.append("hostssl all all 127.0.0.1/32 scram-sha-256")
+        (data / "pg_hba.conf").write_text("".join(f"{rule}\n" for rule in rules))
+        return settings
+
+
 class LocalPostgres:
     """A PostgreSQL server; all methods block until what they say is true."""
 
@@ -51,6 +85,7 @@ class LocalPostgres:
         port: int | None = None,
         binaries: Path | None = None,
         detached: bool = False,
+        security: ServerSecurity | None = None,
     ) -> None:
         """Describe it; nothing happens before `start`.
 
@@ -59,6 +94,7 @@ class LocalPostgres:
             port: default is a free one below 32768.
             binaries: folder with `postgres` and `initdb`; default is what `installed_binaries` finds, else from Maven.
             detached: the server outlives this process; needs a folder. `stop_detached` ends it.
+            security: TLS, and passwords or certificates for everybody but the superuser.
         """
         if detached and folder is None:
             raise LocalServiceError("a detached PostgreSQL needs a folder to be found again")
@@ -67,6 +103,7 @@ class LocalPostgres:
         self._wanted_port = port
         self._wanted_binaries = binaries
         self._detached = detached
+        self._security = security
         self._lease: PortLease | None = None
         self._service: Service | None = None
         self._binaries: Path | None = None
@@ -208,7 +245,9 @@ class LocalPostgres:
             raise LocalServiceError(f"initdb could not make {self._data}: {done.stderr.strip()}")
 
     def _launch(self, user: pwd.struct_passwd | None) -> None:
-        settings = (f"port={self.port}", *OPTIONS, *(FORGETFUL if self._own_folder else ()))
+        settings = [f"port={self.port}", *OPTIONS, *(FORGETFUL if self._own_folder else ())]
+        if self._security is not None:
+            settings += self._security.install(self._data, user)
         command = [str(self._program("postgres")), "-D", str(self._data)]
         for setting in settings:
             command += ["-c", setting]
