@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from ingest.commands.handover import Handover
 from ingest.commands.receive_keys import keys_file, warn_of_doubtful
-from ingest.commands.receive_tls import certificates, warn_of_plain_http
+from ingest.commands.receive_tls import MALLOC, certificates, warn_of_plain_http
 from ingest.commands.receive_topics import start_look
 from ingest.contract.topics import RECORD_BYTES_MAX
 from ingest.receiver.durable import AckMode
@@ -81,7 +81,7 @@ async def receive(settings: ReceiveSettings, environ: Mapping[str, str]) -> None
             command=WORKER,
             size=settings.workers,
             settings=handed,
-            environ={**environ, **worker_environment(folder)},
+            environ={**(MALLOC if tls else {}), **environ, **worker_environment(folder)},
             listener=listener,
             clock=clock,
             on_end=lambda slot: forget_worker(folder, slot),

@@ -20,6 +20,10 @@ log = structlog.get_logger(__name__)
 EXPIRES_SOON_S: Final = 14 * 86_400.0
 """A certificate that lives no longer is warned of."""
 
+MALLOC: Final = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+"""For workers that speak TLS. Each connection has a buffer of 256 KiB of which it touches as much as it needs; glibc
+would soon give it memory that was touched before (mallopt(3), the dynamic threshold)."""
+
 DAY_S: Final = 86_400
 
 

@@ -52,6 +52,10 @@ ANSWERS_SOCKET_BYTES: Final = 4096
 FLIGHT_BYTES: Final = 16 * 1024
 """The same over TLS, where a whole chain of certificates must go without waiting for the sender in between."""
 
+BURST_BYTES: Final = 32 * 1024
+"""What a sender may have on its way over TLS; the kernel takes twice of it. As much as one read has brought once, uvloop
+and OpenSSL keep as long as the connection lives: 670 KiB for each that sent a large body, 110 with this."""
+
 LINE_MAX_BYTES: Final = 8190
 """Of a line of a head; aiohttp's own default."""
 
@@ -137,6 +141,8 @@ class CallbackPort:
     ) -> None:
         listener.setblocking(False)  # noqa: FBT003 - the socket's own signature
         # Inherited by what it accepts.
+        if tls is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BURST_BYTES)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ANSWERS_SOCKET_BYTES if tls is None else FLIGHT_BYTES)
         self._listener = listener
         self._loop = asyncio.get_running_loop()

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from ingest.receiver import app
 from ingest.receiver.app import Tls
 from ingest.receiver.certificates import Certificates, Handshakes
+from ingest.receiver.connection import Connection
 from ingest.receiver.tls import TlsFiles
 from tests import tls_scan
 from tests.certificates import HOST, Authority, Kind, PairOfFiles
@@ -193,6 +194,32 @@ async def test_large_bodies_one_behind_the_other_are_answered_in_order(start_tls
     assert [(await sender.answer()).status for _ in bodies] == [200] * 4
     await sending
     assert [push.body for push in secure.receiver.spool.pushes] == bodies
+
+
+async def test_what_one_read_brings_is_bounded(start_tls: StartTls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection keeps buffers as large as the largest: two thousand of them must fit into memory."""
+    secure = await start_tls(body_max_bytes=4 << 20, bodies_max_bytes=8 << 20)
+    received: list[int] = []
+    really = Connection.data_received
+
+    def data_received(self: Connection, data: bytes) -> None:
+        received.append(len(data))
+        really(self, data)
+
+    monkeypatch.setattr(Connection, "data_received", data_received)
+    body = b'{"statusReportList":[' + bytes([32]) * (2 << 20) + b"]}"
+
+    def push() -> bytes:
+        with (
+            socket.create_connection(secure.receiver.address) as plain,
+            secure.authority.client().wrap_socket(plain, server_hostname=HOST) as sender,
+        ):
+            sender.sendall(a_request(body))
+            return sender.recv(4096)
+
+    assert (await asyncio.to_thread(push)).startswith(b"HTTP/1.1 200 ")
+    assert sum(received) > len(body)
+    assert max(received) <= 2 * app.BURST_BYTES
 
 
 async def test_a_sender_that_ends_its_side_has_its_push_kept(start_tls: StartTls) -> None:
