@@ -80,6 +80,17 @@ async def test_a_signed_push_is_accepted(start: Start) -> None:
     assert receiver.count("dlrflow_reports_received_total") == 1
 
 
+async def test_single_callbacks_are_signed_alike(start: Start) -> None:
+    """The form as it was sent, percent-encoded, is what is hashed."""
+    receiver = await start(gates=with_keys())
+    signer = signed(b"smsMsgId=m1&status=DELIVRD&to=%2B8613", path="/report")
+    form = "application/x-www-form-urlencoded"
+    signer = signer.but(headers=[(name, form if name == "content-type" else value) for name, value in signer.headers])
+
+    assert (await receiver.ask(on_the_wire(signer, target="/report"))).status == 200
+    assert (await receiver.ask(on_the_wire(signer, target="/report").replace(b"%2B", b"%2b"))).status == 401
+
+
 async def test_the_query_is_ignored_but_signed(start: Start) -> None:
     """As received: another one, or none, is refused."""
     receiver = await start(gates=with_keys())
