@@ -18,6 +18,9 @@ from tests.fakes.ledgers import MemoryLedger
 
 CYCLE_MS, TIMEOUT_MS, LATE_MS = 100, 500, 1500
 FRESH = 3
+CURSORS_BACK, CURSORS_APART = 7, 3
+"""Deadlines are looked for from the last position, and some before it."""
+
 IDENTITY = Identity(group="g", topic="t", partitions=1, cluster="c")
 SIZES = Sizes(generation_ms=700, preallocate_bytes=600, seal_entries=9)
 
@@ -139,7 +142,7 @@ def must_be(ledger: PartitionLedger, history: History) -> None:
         entry, written_ms = history.latest.get(one, (None, 0))
         if entry is None or payload is not None or written_ms >= history.forgotten_ms:
             assert payload == (entry.payload if entry else None)
-    for position in history.positions[-8:]:
+    for position in history.positions[-CURSORS_BACK::CURSORS_APART]:
         for until_ms in (position.clock_ms - TIMEOUT_MS, history.clock_ms):
             assert ledger.due(position.cursor, until_ms, 100) == whole.due(position.cursor, until_ms, 100)
 

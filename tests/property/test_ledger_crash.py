@@ -20,7 +20,7 @@ from tests.remembering import History, a_store, history_of, live, must_be, read_
 CYCLES_BEFORE, CYCLES = 20, 34
 """So many are on the device before the first call that may fail; later a generation goes, and runs are merged."""
 
-DISCARD_CALLS = 16
+DISCARD_CALLS, CHANCES = 16, 4
 CALLS_LEAST = 60
 """Calls to the disk that were tried."""
 
@@ -139,7 +139,7 @@ def test_disk_that_fails_from_any_call_on_costs_no_answer(tmp_path: Path, histor
 def test_power_cut_while_discarding_leaves_no_stretch_without_its_beginning(when: str, tmp_path: Path) -> None:
     """Names may vanish in any order until they are synced: never the oldest generation before the newer ones."""
     history = history_of(CYCLES_BEFORE)  # none of it may be forgotten yet
-    for number, chance in itertools.product(range(DISCARD_CALLS), range(8)):
+    for number, chance in itertools.product(range(DISCARD_CALLS), range(CHANCES)):
         (root := tmp_path / f"{number}-{chance}").mkdir()
         machine = Machine(root, history)
         ledger = machine.open()

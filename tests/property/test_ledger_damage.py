@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers.entry import LedgerDamagedError
-from ingest.runtime.files import RealFileSystem
+from ingest.runtime.files import RealFile, RealFileSystem
 from tests.remembering import History, history_of, live, must_be, must_heal, opened
 
 CYCLES = 48
@@ -22,6 +22,15 @@ FS = RealFileSystem()
 def the_history() -> History:
     """Long enough for several generations, some forgotten, and runs, some merged."""
     return history_of(CYCLES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_device() -> Iterator[None]:
+    """Files are read where they were written: to wait for the device would show nothing here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RealFile, "sync", lambda _: None)
+        patch.setattr(RealFileSystem, "sync_dir", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +84,7 @@ SHARES = st.floats(0, 1, exclude_max=True)
 MASKS = st.one_of(st.integers(0, 7).map(lambda bit: 1 << bit), st.integers(1, 255))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(share=SHARES, mask=MASKS)
 def test_changed_byte_never_gives_a_wrong_answer(template: Path, copy: Path, share: float, mask: int) -> None:
     """Any byte of any file: every lookup, deadline, count and position is right, now or after a restore."""
@@ -84,7 +93,7 @@ def test_changed_byte_never_gives_a_wrong_answer(template: Path, copy: Path, sha
     must_heal(copy, FS, the_history())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(which=st.integers(0, 99), share=SHARES)
 def test_cut_file_never_gives_a_wrong_answer(template: Path, copy: Path, which: int, share: float) -> None:
     """Any file cut anywhere, to nothing too."""
@@ -96,7 +105,7 @@ def test_cut_file_never_gives_a_wrong_answer(template: Path, copy: Path, which: 
     must_heal(copy, FS, the_history())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(share=SHARES, data=st.one_of(st.binary(min_size=1, max_size=600), st.just(bytes(512)), st.just(b"\xff" * 512)))
 def test_stray_write_never_gives_a_wrong_answer(template: Path, copy: Path, share: float, data: bytes) -> None:
     """Any bytes over any stretch of a file, behind its end too."""
@@ -108,7 +117,7 @@ def test_stray_write_never_gives_a_wrong_answer(template: Path, copy: Path, shar
     must_heal(copy, FS, the_history())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(source=SHARES, target=SHARES, sectors=st.integers(1, 4))
 def test_misplaced_write_never_gives_a_wrong_answer(
     template: Path, copy: Path, source: float, target: float, sectors: int
@@ -124,7 +133,7 @@ def test_misplaced_write_never_gives_a_wrong_answer(
     must_heal(copy, FS, the_history())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(which=st.integers(0, 99))
 def test_missing_file_never_gives_a_wrong_answer(template: Path, copy: Path, which: int) -> None:
     """Any file but the oldest generations, whose removal is how memory ends."""
@@ -135,7 +144,7 @@ def test_missing_file_never_gives_a_wrong_answer(template: Path, copy: Path, whi
     must_heal(copy, FS, the_history())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(share=SHARES, mask=MASKS)
 def test_byte_that_changes_under_an_open_ledger_is_noticed(template: Path, copy: Path, share: float, mask: int) -> None:
     """Entries and deadlines are checked whenever they are read, not only at start."""
