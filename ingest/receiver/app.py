@@ -53,8 +53,8 @@ FLIGHT_BYTES: Final = 16 * 1024
 """The same over TLS, where a whole chain of certificates must go without waiting for the sender in between."""
 
 BURST_BYTES: Final = 32 * 1024
-"""What a sender may have on its way over TLS; the kernel takes twice of it. As much as one read has brought once, uvloop
-and OpenSSL keep as long as the connection lives: 670 KiB for each that sent a large body, 110 with this."""
+"""What a sender may have on its way over TLS; the kernel takes twice of it. As much as one read has brought once,
+uvloop and OpenSSL keep as long as the connection lives: 670 KiB for each that sent a large body, 110 with this."""
 
 LINE_MAX_BYTES: Final = 8190
 """Of a line of a head; aiohttp's own default."""
