@@ -1,4 +1,4 @@
-"""What restoring costs, Kafka in the loop: `python -m tests.bench.restore [--messages N] [--rounds N]`.
+"""What restoring costs, Kafka in the loop: `python -m tests.bench.restore [--messages N] [--rounds N] [--keep]`.
 
 The changelog of planned messages, a tenth of them long, is written as the assembler writes it: a transaction for each
 cycle. Then processes that do nothing else restore it, one after the other, each into a folder of its own. What counts
@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -28,9 +29,12 @@ from consumers.engine.transaction import Retired, Transactions
 from consumers.entry import Cursor, Entry, Position
 from consumers.ledger.changelog import encode_cycle
 from deploy.local.kafka import LocalKafka
+from deploy.local.processes import LocalServiceError
 from deploy.local.product import REPOSITORY
 from ingest.contract.report import decode_report
-from tests.bench.group import Group
+from tests import measurement
+from tests.bench.broker_log import size_bytes
+from tests.bench.group import Group, GroupError
 from tests.bench.planned import SEGMENTS_MAX, Numbers, Reports, message_ids, totals, values
 
 FOLDER: Final = REPOSITORY / "var" / "bench-restore"
@@ -49,8 +53,13 @@ class Plan:
         self._messages = messages // partitions
         self._size = cycle_messages
         self._states: dict[int, message.MessageState] = {}
-        self.cycles = -(-self._messages // cycle_messages) + SEGMENTS_MAX - 1
+        self.cycles = -(-self._messages // cycle_messages)
         self.entries = 0
+
+    @property
+    def waiting(self) -> int:
+        """Messages that are not complete yet."""
+        return len(self._states)
 
     def cycle(self, number: int) -> list[Entry]:
         """The entries of a cycle, numbered from 0."""
@@ -107,15 +116,6 @@ async def write(group: Group, plans: list[Plan]) -> None:
     await endings.close()
 
 
-def rounds(group: Group, cycles: int, count: int) -> Iterator[dict[str, Any]]:
-    """Restore so many times, each time with nothing."""
-    for _ in range(count):
-        state = Path(FOLDER) / "state"
-        shutil.rmtree(state, ignore_errors=True)
-        yield once(command(group, cycles, state), REPOSITORY)
-        shutil.rmtree(state)
-
-
 def command(group: Group, cycles: int, state: Path) -> list[str]:
     """What restores once."""
     return [
@@ -129,43 +129,94 @@ def command(group: Group, cycles: int, state: Path) -> list[str]:
 def once(arguments: list[str], where: Path) -> dict[str, Any]:
     """Run it and read what it says."""
     said = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True, cwd=where).stdout
-    told: dict[str, Any] = json.loads(said.splitlines()[-1])
-    return told
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return found
 
 
-def line(entries: int, told: dict[str, Any]) -> str:
-    """A round in words."""
-    rates = "  ".join(
-        f"{name} {told[name]:6.2f} s, {entries / told[name] / 1e6:5.2f} M/s"
-        for name in ("wall_s", "cpu_s", "settled_cpu_s")
-    )
-    return f"{rates}  anonymous MiB {told['before_mib']:.0f}, at most {told['most_mib']:.0f}, {told['after_mib']:.0f}"
+def measure(kafka: LocalKafka, wanted: argparse.Namespace) -> dict[str, Any]:
+    """Load, and restore so many times, each time with nothing.
+
+    Raises:
+        GroupError: a restored ledger counts other messages that wait than there are.
+    """
+    group = Group(kafka, FOLDER, [], partitions=wanted.partitions)
+    plans = [Plan(number, wanted.partitions, wanted.messages, wanted.cycle) for number in range(wanted.partitions)]
+    asyncio.run(write(group, plans))
+    entries, waiting = sum(plan.entries for plan in plans), sum(plan.waiting for plan in plans)
+    say(f"{entries:,} entries in {sum(plan.cycles for plan in plans):,} cycles")
+    rounds = []
+    for _ in range(wanted.rounds):
+        state = Path(FOLDER) / "state"
+        shutil.rmtree(state, ignore_errors=True)
+        rounds.append(once(command(group, plans[0].cycles, state), REPOSITORY))
+        if rounds[-1]["waiting"] != waiting:
+            raise GroupError(f"{rounds[-1]['waiting']} messages wait in the restored ledgers, it should be {waiting}")
+        say(str(rounds[-1]))
+    return {
+        "messages": wanted.messages,
+        "entries": entries,
+        "partitions": wanted.partitions,
+        "cycles": sum(plan.cycles for plan in plans),
+        "changelog_mib": size_bytes(group.data_folder, group.changelog) >> 20,
+        "rounds": rounds,
+    }
 
 
-def main() -> None:
-    """Parse arguments, load, measure, print."""
+def told(figures: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    entries = figures["entries"]
+    rows = [
+        (
+            f"{one['wall_s']:.2f}",
+            f"{one['cpu_s']:.2f}",
+            f"{entries / one['cpu_s']:,.0f}",
+            f"{entries / one['settled_cpu_s']:,.0f}",
+            f"{one['before_mib']:.0f}",
+            f"{one['most_mib']:.0f}",
+            f"{one['after_mib']:.0f}",
+        )
+        for one in figures["rounds"]
+    ]
+    head = ["wall s", "CPU s", "entries per CPU second", "until sealed, too", "MiB before", "at most", "after"]
+    return f"""# Restoring from Kafka
+
+{measurement.told(figures["circumstances"])}
+
+{entries:,} entries of {figures["messages"]:,} messages in {figures["partitions"]} partitions,
+{figures["cycles"]:,} cycles and {figures["changelog_mib"]:,} MiB on the broker's disk. A process of its own each
+time, all partitions at once. CPU time is that of all its threads, MiB is memory that no file backs.
+
+{measurement.table(head, rows)}
+"""
+
+
+def main() -> int:
+    """Run it, write the figures down, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.restore", description=__doc__)
     parser.add_argument("--messages", type=int, default=4_000_000)
     parser.add_argument("--partitions", type=int, default=4)
     parser.add_argument("--cycle", type=int, default=1500, help="new messages of a cycle")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--keep", action="store_true", help="write the figures to docs/measurements")
     wanted = parser.parse_args()
+    where = measurement.circumstances()
+    # A broker that is still looking a transaction up says that there are not enough replicas; the client tries again.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     try:
         with LocalKafka(folder=FOLDER / "kafka", heap_mib=BROKER_HEAP_MIB, throughput=True) as kafka:
-            group = Group(kafka, FOLDER, [], partitions=wanted.partitions)
-            plans = [
-                Plan(partition, wanted.partitions, wanted.messages, wanted.cycle)
-                for partition in range(wanted.partitions)
-            ]
-            asyncio.run(write(group, plans))
-            entries = sum(plan.entries for plan in plans)
-            say(f"{entries:,} entries in {sum(plan.cycles for plan in plans):,} cycles")
-            for told in rounds(group, plans[0].cycles, wanted.rounds):
-                say(line(entries, told))
+            figures = measure(kafka, wanted)
+    except (LocalServiceError, GroupError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
     finally:
         shutil.rmtree(FOLDER, ignore_errors=True)
+    where["load_after"] = [round(load, 2) for load in os.getloadavg()]
+    figures = {"circumstances": where, **figures}
+    path = measurement.write("restore", markdown := told(figures), figures, keep=wanted.keep)
+    say(f"\n{markdown}\nwritten to {path}")
+    return 0
 
 
 def say(text: str) -> None:
@@ -174,4 +225,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
