@@ -1,4 +1,4 @@
-"""`python -m tests.crash.quick_assembler assemble`: `python -m consumers assemble` with a shorter session.
+"""`python -m tests.crash.quick_assembler assemble`: `python -m consumers assemble` with a shorter session; sinks, too.
 
 With the session that the product has, a group stands still for ten seconds after each SIGKILL. Faults that come faster
 than that would hit members that wait, and hardly ever a transaction.

@@ -31,6 +31,7 @@ async def test_killed_assemblers_lose_and_repeat_nothing(
         await until(_has_passed(bench, goal))
         assert process.returncode is None, child.said()
         await child.end(signal.SIGKILL)
+        await bench.forget_members()
         if kill == LOSES_ITS_DISK:
             shutil.rmtree(tmp_path / "state")
     await child.start()

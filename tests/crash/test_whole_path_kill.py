@@ -4,18 +4,20 @@ import dataclasses
 from pathlib import Path
 
 from deploy.local.kafka import LocalKafka
-from deploy.local.product import COMMANDS
+from deploy.local.product import ASSEMBLERS, COMMANDS, SINK
 from tests.crash.chaos_faults import PROCESS_KILLS, Deck
-from tests.crash.chaos_runs import WHOLE_PRODUCT, run
+from tests.crash.chaos_runs import QUICK_ASSEMBLE, WHOLE_PRODUCT, run
 from tests.crash.chaos_traffic import Load
+from tests.crash.quick_assembler import SESSION_S
 from tests.traffic import problems
 
 SEED = 20_261_123
 FAULTS = 8
+QUICK_SINK = (QUICK_ASSEMBLE[0], *COMMANDS[SINK][1:])
 KILLS = dataclasses.replace(
     WHOLE_PRODUCT,
-    commands=COMMANDS,
-    deck=Deck(PROCESS_KILLS),
+    commands={**COMMANDS, **dict.fromkeys(ASSEMBLERS, QUICK_ASSEMBLE), SINK: QUICK_SINK},
+    deck=Deck(PROCESS_KILLS, gap_s=(0.3, 2.0), session_s=SESSION_S),
     load=Load(messages=4_000, rate=1_500, seed=1),
     partitions=4,
 )
