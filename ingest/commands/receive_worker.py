@@ -66,6 +66,10 @@ OPEN_PATIENCE_S: Final = 2.0
 """How long the port waits for the spool. Opening one takes milliseconds; beyond, the disk hangs, and pushes go to Kafka
 or get a clear 503 meanwhile."""
 
+SWITCH_S: Final = 0.0005
+"""How long the event loop may keep the interpreter while the threads of spool and disk want it. They take it several
+times for each group of pushes, and with Python's own 5 ms a busy loop makes each push wait for some of ten times that."""
+
 LAST_S: Final = 1.0
 """When all is done, for threads that wait for the disk."""
 
@@ -321,6 +325,7 @@ async def _main(listener: socket.socket, channel_descriptor: int) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Work in the slot, with the descriptors, that the parent names; returns the exit status."""
     slot, listener, channel = map(int, arguments)
+    sys.setswitchinterval(SWITCH_S)
     # The successor of a dead worker goes on with its counters: the slot names their files, not the process.
     values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
     return run(_main(socket.socket(fileno=listener), channel))

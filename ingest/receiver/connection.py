@@ -50,6 +50,9 @@ _TOO_MANY: Final = "Too many headers received"
 _FIELD_BYTES: Final = 4
 """Of a header line, besides name and value."""
 
+_REST_OF_HEAD_BYTES: Final = 14
+"""Of a request line, besides method and target, and the empty line at the end."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
@@ -440,4 +443,4 @@ class Server(web.Server):
 def _head_bytes(message: RawRequestMessage) -> int:
     """About the size of a head on the wire."""
     fields = sum(len(name) + len(value) + _FIELD_BYTES for name, value in message.raw_headers)
-    return len(message.path) + fields
+    return len(message.method) + len(message.path) + _REST_OF_HEAD_BYTES + fields

@@ -1,43 +1,49 @@
-"""Lets a few pass in each turn of the event loop.
+"""Lets a few pass in each moment.
 
 Requests that were sent ahead of the answers to others (pipelining) are ready all at once. Two thousand connections that
-do so would make every turn of the loop two thousand requests long, and everybody else waits for a turn or two.
+do so would make every turn of the event loop two thousand requests long, and everybody else waits for a turn or two.
 """
 
 import asyncio
 from collections import deque
+from typing import Final
+
+MOMENT_S: Final = 0.001
 
 
 class Turnstile:
     """First come, first served.
 
     Args:
-        loop: whose turns count.
-        most: that pass in each.
+        loop: whose time counts.
+        most: that pass in each `MOMENT_S`.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, most: int) -> None:
         self._loop = loop
         self._most = most
+        self._room = most
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._turns = False
+        self._moment: asyncio.TimerHandle | None = None
 
     async def pass_through(self) -> None:
         """Wait for one's turn; whoever is cancelled meanwhile takes nobody's place."""
+        if self._moment is None:
+            self._moment = self._loop.call_later(MOMENT_S, self._next)
+        if self._room and not self._waiting:
+            self._room -= 1
+            return
         waiter = self._loop.create_future()
         self._waiting.append(waiter)
-        if not self._turns:
-            self._turns = True
-            self._loop.call_soon(self._turn)
         await waiter
 
-    def _turn(self) -> None:
-        passed = 0
-        while self._waiting and passed < self._most:
+    def _next(self) -> None:
+        self._room = self._most
+        while self._waiting and self._room:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                passed += 1
-        self._turns = bool(self._waiting)
-        if self._turns:
-            self._loop.call_soon(self._turn)
+                self._room -= 1
+        # A moment in which nobody passed was the last one.
+        used = self._room < self._most
+        self._moment = self._loop.call_later(MOMENT_S, self._next) if used else None

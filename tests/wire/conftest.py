@@ -168,9 +168,12 @@ async def start() -> AsyncIterator[Start]:
         ack_timeout_s: float = 5,
         tls: Callable[[CollectorRegistry], Tls] | None = None,
         gates: Callable[[CollectorRegistry], Gates] = lambda _: OPEN,
+        listener: socket.socket | None = None,
         **settings: Any,
     ) -> Receiver:
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = listener or socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
         address = listener.getsockname()
         registry = CollectorRegistry()
         spool = spool or FakeSpool()
