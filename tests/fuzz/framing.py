@@ -1,7 +1,8 @@
-"""Connections as a hostile sender makes them: whole requests, and every way of framing them that readers disagree on."""
+"""Connections as a hostile sender makes them: whole requests, and every framing that readers disagree on."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
@@ -54,7 +55,7 @@ class Case:
     def pieces(self) -> list[bytes]:
         """The writes."""
         ends = [0, *self.cuts, len(self.data)]
-        return [piece for start, end in zip(ends, ends[1:], strict=False) if (piece := self.data[start:end])]
+        return [piece for start, end in itertools.pairwise(ends) if (piece := self.data[start:end])]
 
 
 def a_case(seed: int, number: int) -> Case:

@@ -83,8 +83,7 @@ class _Reader(asyncio.Protocol):
         self.changed.set()
 
     def _next(self) -> bool:
-        if self._buffer.startswith(_CONTINUE):
-            self._buffer = self._buffer[len(_CONTINUE) :]
+        self._buffer = self._buffer.removeprefix(_CONTINUE)
         head = _HEAD.match(self._buffer)
         if head is None:
             return False

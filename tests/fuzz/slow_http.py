@@ -34,7 +34,7 @@ _FIELD: Final = re.compile(
     rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*"
     rb"((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
 )
-_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?")
 _TYPES: Final = {b"/batchReport": b"application/json", b"/report": b"application/x-www-form-urlencoded"}
 
 
@@ -150,7 +150,7 @@ def _head(data: bytes, at: int) -> tuple[_Head, int]:
         if len(line) > LINE_FAR or len(lines) > HEADERS_FAR or b"\0" in line:
             raise _UnclearError
         if end < 0:
-            _ends_well(lines, line)
+            _ends_well(line)
             raise _IncompleteError
         if not line.endswith(b"\r"):
             raise _UnclearError
@@ -168,7 +168,8 @@ def _head(data: bytes, at: int) -> tuple[_Head, int]:
     head = _Head(method, target, version, fields, max(map(len, lines)) > LINE_MAX or len(fields) > HEADERS_MAX)
     if any(re.match(rb"(?i)transfer-encoding:.*\t$", line) for line in lines):
         raise _UnclearError  # allowed, but not taken by llhttp
-    if method not in METHODS or len(head.all(b"host")) != 1 or len(head.all(b"content-type")) > 1:
+    hosts = len(head.all(b"host"))
+    if method not in METHODS or hosts > 1 or (not hosts and version == b"1.1") or len(head.all(b"content-type")) > 1:
         raise _UnclearError
     return head, at
 
@@ -180,7 +181,7 @@ def _checked(lines: list[bytes]) -> None:
         raise _UnclearError
 
 
-def _ends_well(lines: list[bytes], rest: bytes) -> None:
+def _ends_well(rest: bytes) -> None:
     """A head that is not complete may be refused already; what is left of it is taken as unclear if it might be."""
     if rest.strip(b"\r"):
         raise _UnclearError
@@ -245,7 +246,7 @@ def _line(data: bytes, at: int) -> tuple[bytes, int]:
     return data[at : end - 1], end + 1
 
 
-def _by_head(head: _Head) -> frozenset[int]:
+def _by_head(head: _Head) -> frozenset[int]:  # noqa: PLR0911 - one a rule
     """What the head alone is answered, in the order of the contract; empty if it says nothing against the request."""
     path = _path(head.target)
     if path is None:

@@ -1,4 +1,4 @@
-"""The receiver under hostile input, in the amount that every run of the suite can bear; `python -m tests.fuzz` is longer."""
+"""The receiver under as much hostile input as each run of the suite can bear; `python -m tests.fuzz` is longer."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The slow readers, which the product is held to, themselves held to what is known; and the product to them, by Hypothesis."""
+"""The slow readers, which the product is held to, held to what is known; and the product to them, by Hypothesis."""
 
 import json
 from typing import Any
