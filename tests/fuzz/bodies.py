@@ -108,7 +108,7 @@ _ODD_TEXTS: Final = (
     ),
     *("DELIVRD", "ACCEPTD", "UNKNOWN", "MK:0012", "2023-04-18T07%3A26%3a00Z", "2023-04-18T07:26:00Z", "+8613500000001"),
 )
-_ODD_VALUES: Final = (
+_ODD_VALUES: Final[tuple[Any, ...]] = (
     *(
         None,
         True,

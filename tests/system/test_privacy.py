@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -48,7 +48,9 @@ def found(said: Iterator[tuple[str, str]], marks: Sequence[str]) -> list[str]:
     return [f"{where} holds {mark}" for where, what in said for mark in marks if mark in what]
 
 
-def ask(product: Product, path: str, body: bytes, content_type: str, *, signed: bool = True, **headers: str) -> str:
+def ask(
+    product: Product, path: str, body: bytes, content_type: str, *, signed: bool = True, more: Mapping[str, str] = {}
+) -> str:
     """Push something; the whole answer as text."""
     address = urlsplit(product.url)
     signature = signed_headers(
@@ -62,7 +64,7 @@ def ask(product: Product, path: str, body: bytes, content_type: str, *, signed: 
     )
     connection = http.client.HTTPConnection(address.netloc, timeout=20)
     try:
-        connection.request("POST", path, body, {**signature, **headers})
+        connection.request("POST", path, body, {**signature, **more})
         response = connection.getresponse()
         return f"{response.status} {response.headers} {response.read().decode()}"
     finally:
@@ -97,7 +99,7 @@ def hostile_and_sound(product: Product) -> Iterator[str]:
     yield ask(product, f"/report?to=+{NUMBER}", form, FORM)
     yield ask(product, f"/{NUMBER}", form, FORM)
     yield ask(product, "/report", form, f"text/{NUMBER}")
-    yield ask(product, "/report", form, FORM, **{"Content-Encoding": NUMBER, "X-Forwarded-For": NUMBER})
+    yield ask(product, "/report", form, FORM, more={"Content-Encoding": NUMBER, "X-Forwarded-For": NUMBER})
     address = urlsplit(product.url)
     for raw in (f"POST /report HTTP/1.1\r\n{NUMBER} {EXTEND}\r\n\r\n", f"{NUMBER} /{EXTEND} HTTP/1.1\r\n\r\n"):
         connection = http.client.HTTPConnection(address.netloc, timeout=20)

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 import orjson
 import pytest
 from hypothesis import given
-from jsonschema import Draft202012Validator
+from jsonschema_rs import Draft202012Validator
 
 from ingest.__main__ import cli
 from ingest.contract.push import Route, split

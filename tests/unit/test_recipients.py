@@ -11,9 +11,10 @@ import pytest
 from consumers.engine.cycle import Draft, Rules
 from consumers.message import apply, decode, encode
 from consumers.recipients import PREFIX, Recipients
+from consumers.settings import AssembleSettings
 from ingest.contract.report import FIELD_MAX, read_report
 from ingest.runtime.errors import UsageError
-from tests.unit.test_settings import AssembleSettings, from_environment, mistake
+from tests.unit.test_settings import from_environment, mistake
 
 NOW_MS = 1_790_000_000_000
 NUMBER = "+8613500000001"

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import schemathesis
@@ -74,6 +75,6 @@ def url() -> Iterator[str]:
 
 @schema.parametrize()
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-def test_the_port_keeps_to_its_description(case: schemathesis.Case, url: str) -> None:
+def test_the_port_keeps_to_its_description(case: schemathesis.Case[Any], url: str) -> None:
     """Every answer has a status, a type, headers and a body that the description knows."""
     case.call_and_validate(base_url=url, checks=list(CHECKS))
