@@ -127,8 +127,8 @@ def _away(server: str, error: Exception, options: Mapping[str, Any]) -> str:
             return f"no TLS with {server}: {error.reason or error}"
         case ConnectionResetError() if options.get("security_protocol", "").endswith("SSL"):
             return f"no TLS with {server}: it closes the connection"
-        case OSError() if error.errno in errno.errorcode:
-            return f"{server}: {os.strerror(error.errno)}"
+        case OSError(errno=int(number)) if number in errno.errorcode:
+            return f"{server}: {os.strerror(number)}"
         case _:
             return f"{server}: {words_of(error)}"
 

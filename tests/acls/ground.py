@@ -37,7 +37,7 @@ class Guarded:
         self.kafka = kafka
         self.security = security
 
-    def by_certificate(self, user: str) -> dict[str, str]:
+    def by_certificate(self, user: str) -> dict[str, Any]:
         """The settings of somebody who shows a certificate."""
         pair = self.security.client(user)
         return {
@@ -50,7 +50,7 @@ class Guarded:
 
     def by_password(
         self, user: str, mechanism: str, *, listener: str = "SASL_SSL", password: str = PASSWORD
-    ) -> dict[str, str]:
+    ) -> dict[str, Any]:
         """The settings of somebody who knows a password."""
         protocol = self.security.protocols[listener]
         ca_file = {"kafka_ca_file": str(self.security.ca_file)} if protocol == "SASL_SSL" else {}
@@ -107,13 +107,15 @@ async def all_connections_ended() -> AsyncIterator[None]:
     close = AIOKafkaConnection.close
 
     def note(self: Any, *arguments: Any, **options: Any) -> Any:
-        closing.append(close(self, *arguments, **options))
-        return closing[-1]
+        closed = close(self, *arguments, **options)
+        if closed is not None:
+            closing.append(closed)
+        return closed
 
     with mock.patch.object(AIOKafkaConnection, "close", note):
         yield
     if closing:
-        await asyncio.wait({future for future in closing if future is not None}, timeout=END_TIMEOUT_S)
+        await asyncio.wait(set(closing), timeout=END_TIMEOUT_S)
 
 
 @contextmanager
@@ -128,7 +130,7 @@ def guarded() -> Iterator[Guarded]:
 class Ground:
     """The names of one trial, and who tries."""
 
-    def __init__(self, guarded: Guarded, prefix: str, folder: Path, login: Mapping[str, str]) -> None:
+    def __init__(self, guarded: Guarded, prefix: str, folder: Path, login: Mapping[str, Any]) -> None:
         """Describe it.
 
         Args:
@@ -141,7 +143,7 @@ class Ground:
         self.prefix = prefix
         self.folder = folder
         self.login = dict(login)
-        self.administrator = {"kafka_bootstrap_servers": guarded.kafka.bootstrap}
+        self.administrator: dict[str, Any] = {"kafka_bootstrap_servers": guarded.kafka.bootstrap}
         self.names = Names(
             reports_topic=f"{prefix}reports",
             results_topic=f"{prefix}results",

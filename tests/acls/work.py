@@ -132,7 +132,7 @@ WORKS: Final[Mapping[str, Work]] = {
 """By the names of `ingest.contract.acls.PROCESSES`; the sink to PostgreSQL does nothing else with Kafka."""
 
 
-def _topics_settings(ground: Ground, login: Mapping[str, str]) -> TopicsSettings:
+def _topics_settings(ground: Ground, login: Mapping[str, Any]) -> TopicsSettings:
     return TopicsSettings(**login, **ground.topics, group_id=ground.names.group_id, topic_partitions=PARTITIONS)
 
 
@@ -164,7 +164,7 @@ async def _put_letters(ground: Ground) -> None:
         await producer.stop()
 
 
-def _login(login: Mapping[str, str]) -> dict[str, Any]:
+def _login(login: Mapping[str, Any]) -> dict[str, Any]:
     """For the helpers of other tests, which name the servers otherwise."""
     return {
         "bootstrap" if name == "kafka_bootstrap_servers" else name: Path(value) if name.endswith("_file") else value
@@ -172,7 +172,7 @@ def _login(login: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _bench(ground: Ground, login: Mapping[str, str]) -> dict[str, Any]:
+def _bench(ground: Ground, login: Mapping[str, Any]) -> dict[str, Any]:
     return {"prefix": ground.prefix, "group_id": ground.names.group_id, **_login(login)}
 
 

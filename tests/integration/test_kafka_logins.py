@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -21,10 +22,10 @@ from tests.fakes.forward import PromptClock
 
 WRONG = "hunter2"
 
-Login = Callable[[Guarded], Mapping[str, str]]
+Login = Callable[[Guarded], Mapping[str, Any]]
 
 
-def _ssl(guarded: Guarded, listener: str = "SSL", ca_file: Path | None = None) -> dict[str, str]:
+def _ssl(guarded: Guarded, listener: str = "SSL", ca_file: Path | None = None) -> dict[str, Any]:
     return {
         "kafka_bootstrap_servers": guarded.kafka.secured(listener),
         "kafka_security_protocol": "SSL",
@@ -32,12 +33,16 @@ def _ssl(guarded: Guarded, listener: str = "SSL", ca_file: Path | None = None) -
     }
 
 
-def _by_a_strange_certificate(guarded: Guarded) -> dict[str, str]:
+def _by_a_strange_certificate(guarded: Guarded) -> dict[str, Any]:
     pair = guarded.security.strange_client("joe")
     return _ssl(guarded, "MTLS") | {"kafka_cert_file": str(pair.cert_file), "kafka_key_file": str(pair.key_file)}
 
 
-def _without(settings: Mapping[str, str], name: str) -> dict[str, str]:
+def _by_password(mechanism: str, **more: str) -> Login:
+    return lambda guarded: guarded.by_password("looker", mechanism, **more)
+
+
+def _without(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != name}
 
 
@@ -52,9 +57,7 @@ GOOD: Mapping[str, Login] = {
     "SSL": _ssl,
     "SSL with a certificate": lambda guarded: guarded.by_certificate("anybody"),
     **{
-        f"{listener} {mechanism}": lambda guarded, listener=listener, mechanism=mechanism: guarded.by_password(
-            "looker", mechanism, listener=listener
-        )
+        f"{listener} {mechanism}": _by_password(mechanism, listener=listener)
         for listener in ("SASL_SSL", "SASL_PLAINTEXT")
         for mechanism in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
     },
@@ -66,7 +69,7 @@ GOOD: Mapping[str, Login] = {
 REFUSED: Mapping[str, tuple[Login, str]] = {
     **{
         f"wrong password, {mechanism}": (
-            lambda guarded, mechanism=mechanism: guarded.by_password("looker", mechanism, password=WRONG),
+            _by_password(mechanism, password=WRONG),
             r"refuses the login of the user looker: Authentication failed",
         )
         for mechanism in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")

@@ -114,7 +114,7 @@ async def test_a_right_that_is_taken_from_a_running_assembler_costs_time_alone(
     assert [result["smsMsgId"] for result in await admin.results()] == ["m1", "m2"]
 
 
-def _bench(ground: Ground, login: dict[str, str]) -> Bench:
+def _bench(ground: Ground, login: dict[str, Any]) -> Bench:
     more: dict[str, Any] = {name: value for name, value in login.items() if name != "kafka_bootstrap_servers"}
     return Bench(
         login["kafka_bootstrap_servers"],

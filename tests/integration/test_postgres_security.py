@@ -5,6 +5,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
 from consumers.commands.sinks import open_for_reading, open_for_writing
 from consumers.rows import Arrival, AwayError
@@ -122,7 +123,7 @@ async def test_without_create_three_rights_on_the_table_are_enough_and_needed(
 async def test_an_audit_only_selects(server: LocalPostgres, authority: Security, admin: asyncpg.Connection) -> None:
     """SELECT on the table is enough for it, and not for a replay."""
     await admin.execute(f"{DDL} GRANT SELECT ON message_results TO knowing")
-    settings = AuditSettings(postgres_dsn=dsn(server, authority.ca_file))
+    settings = AuditSettings(postgres_dsn=SecretStr(dsn(server, authority.ca_file)))
 
     async with open_for_reading(settings, "postgres") as sink:
         assert [row async for row in sink.stored()] == []

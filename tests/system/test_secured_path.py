@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -25,10 +25,10 @@ NEW_PASSWORD: Final = "battery-staple"  # noqa: S105 - of a Kafka that lives as 
 class Secured(Product):
     """A product whose processes log in, each as somebody else."""
 
-    logins: Mapping[str, Mapping[str, str]] = {}
+    logins: Mapping[str, Mapping[str, Any]] = {}
     acting = ""
 
-    def environment(self, name: str | None = None) -> dict[str, str]:
+    def environment(self, name: str | None = None) -> dict[str, Any]:
         """With the login of the process, or of the command that runs beside them."""
         login = self.logins.get(PROCESS_OF.get(name or "", self.acting), {})
         return super().environment(name) | {f"DLR_{key.upper()}": value for key, value in login.items()}
@@ -177,7 +177,7 @@ async def test_commands_that_are_refused_end_at_once_in_one_line(ground: Ground,
         "sink": ("consumers", "sink", "sqlite"),
     }
 
-    async def ended(login: Mapping[str, str], arguments: tuple[str, ...]) -> tuple[int | None, str]:
+    async def ended(login: Mapping[str, Any], arguments: tuple[str, ...]) -> tuple[int | None, str]:
         environ = product.environment() | {f"DLR_{key.upper()}": value for key, value in login.items()}
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", *arguments, env=environ | {"DLR_ADMIN_PORT": "0"}, cwd=REPOSITORY,
