@@ -136,5 +136,6 @@ async def _read_to_the_end(case: Case, wire: Wire, reader: _Reader, transport: a
         reader.changed.clear()
         await reader.changed.wait()
     if case.finish is Finish.END and wire.end not in (End.CLOSED, End.BEYOND) and not transport.is_closing():
-        transport.write_eof()
+        with contextlib.suppress(OSError):  # it is gone already
+            transport.write_eof()
     await reader.closed.wait()
