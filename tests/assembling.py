@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -158,7 +159,7 @@ class Bench:
             await producer.stop()
 
     async def forget_members(self) -> None:
-        """Take members that were killed out of the group; the broker would wait for them until their session ends."""
+        """Take members that are dead or frozen out of the group, as the broker does when their session has ended."""
         group = self.settings.group_id
         admin = AIOKafkaAdminClient(**self.options)
         await admin.start()
@@ -334,6 +335,24 @@ class Child:
                 stderr=log,
             )
         return self._process
+
+    async def freeze(self) -> None:
+        """Stop it where it stands (SIGSTOP); returns once it does, since a signal takes effect some time later."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        await until(self.stands)
+
+    async def stands(self) -> bool:
+        """Whether it has been stopped, by whomever, and not continued."""
+        assert self._process is not None
+        assert self._process.returncode is None, self.said()
+        stat = await asyncio.to_thread(Path(f"/proc/{self._process.pid}/stat").read_text)
+        return stat.rpartition(") ")[2].startswith("T")
+
+    def thaw(self) -> None:
+        """Let it go on (SIGCONT)."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     async def end(self, number: int) -> int:
         """Send a signal and wait for the end; the exit status."""

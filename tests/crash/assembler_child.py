@@ -12,9 +12,6 @@ from consumers.__main__ import main
 from consumers.engine import kafka
 from tests.hooks import HookedProducer, Step, at_time
 
-LEAST_SESSION_MS = 6_000
-"""The shortest session that brokers allow by default: so long a frozen member keeps its partitions."""
-
 
 async def freeze(_: HookedProducer) -> None:
     """Stop here until somebody lets the process go on."""
@@ -25,6 +22,5 @@ if __name__ == "__main__":
     step, number, *arguments = sys.argv[1:]
     HookedProducer.hooks[Step(step)] = at_time(int(number), freeze)
     setattr(kafka, "AIOKafkaProducer", HookedProducer)  # noqa: B010 - a name that the module does not export
-    kafka.SESSION_TIMEOUT_MS = LEAST_SESSION_MS
     sys.argv[1:] = ["assemble", *arguments]
     sys.exit(main())

@@ -199,14 +199,15 @@ async def test_a_frozen_member_comes_back_as_a_zombie(kafka_bootstrap: str, topi
     half = len(reports) // 2
     frozen, healthy = Child(bench, tmp_path / "log-one"), Child(other, tmp_path / "log-two")
 
-    process = await frozen.start()
+    await frozen.start()
     await bench.publish(reports[:half])
     await until(_has_passed(bench, 1))
-    process.send_signal(signal.SIGSTOP)
+    await frozen.freeze()
+    await bench.forget_members()
     await healthy.start()
     await bench.publish(reports[half:])
     await bench.until_done()
-    process.send_signal(signal.SIGCONT)
+    frozen.thaw()
     await until(_says(frozen, "partitions revoked"))
     await bench.publish(reports[:100])
     await bench.until_done()

@@ -43,17 +43,18 @@ async def test_a_zombie_writes_nothing(kafka_bootstrap: str, topic_prefix: str, 
     zombie = FrozenChild(bench, tmp_path / "log")
     zombie.step = step
 
-    process = await zombie.start()
+    await zombie.start()
     try:
         await bench.publish(reports[:third])
         await until(_has_passed(bench, third))
         await bench.publish(reports[third : 2 * third])
-        await until(_is_frozen(process))
+        await until(zombie.stands)
+        await bench.forget_members()
         async with healthy.assembling(local_ledgers(healthy.settings)) as running:
             await bench.publish(reports[2 * third :])
             # Not until all can be read: without fencing the open transaction of the zombie hides it.
             await until(_has_no_lag(bench), running)
-            process.send_signal(signal.SIGCONT)
+            zombie.thaw()
             await until(_said(zombie, "partitions assigned", 2), running)
             await bench.until_done(running)
         status = await zombie.end(signal.SIGTERM)
@@ -77,13 +78,14 @@ async def test_a_zombie_that_wakes_before_its_first_producer_repeats_nothing(
     zombie = FrozenChild(bench, tmp_path / "log")
     zombie.step, zombie.time = Step.STARTING, 1
 
-    process = await zombie.start()
+    await zombie.start()
     try:
         await bench.publish(reports[:half])
-        await until(_is_frozen(process))
+        await until(zombie.stands)
+        await bench.forget_members()
         async with healthy.assembling(local_ledgers(healthy.settings)) as running:
             await bench.until_done(running)
-            process.send_signal(signal.SIGCONT)
+            zombie.thaw()
             await until(_said(zombie, "partitions assigned", 2), running)
             await bench.publish(reports[half:])
             await bench.until_done(running)
@@ -93,17 +95,6 @@ async def test_a_zombie_that_wakes_before_its_first_producer_repeats_nothing(
 
     assert status == 0, zombie.said()
     assert_exact(await bench.results(), reports)
-
-
-def _is_frozen(process: "asyncio.subprocess.Process") -> Condition:
-    stat = Path(f"/proc/{process.pid}/stat")
-
-    async def frozen() -> bool:
-        assert process.returncode is None
-        text: str = await asyncio.to_thread(stat.read_text)
-        return text.rpartition(") ")[2].startswith("T")
-
-    return frozen
 
 
 def _has_passed(bench: Bench, goal: int) -> Condition:

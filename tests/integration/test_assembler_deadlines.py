@@ -286,18 +286,18 @@ async def test_a_process_that_was_frozen_expires_nothing_early(
     kafka_bootstrap: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     """Stopped for longer than the timeout, it first applies what came meanwhile."""
-    bench = await a_bench(kafka_bootstrap, topic_prefix, tmp_path / "state", reassembly_timeout_s=FROZEN_S // 2)
+    bench = await a_bench(kafka_bootstrap, topic_prefix, tmp_path / "state", reassembly_timeout_s=FROZEN_S - 1)
     names = named(20)
     child = Child(bench, tmp_path / "log")
-    process = await child.start()
+    await child.start()
     await bench.publish([a_report("before")])
     await bench.until_results(1)
     await bench.publish(firsts(*names))
     await bench.until_done()
-    process.send_signal(signal.SIGSTOP)
+    await child.freeze()
     await bench.publish(seconds(*names))
     await asyncio.sleep(FROZEN_S)  # the outage itself
-    process.send_signal(signal.SIGCONT)
+    child.thaw()
 
     await bench.until_done()
 
