@@ -327,8 +327,12 @@ class CallbackPort:
 
     def _look_again(self) -> None:
         """Somebody may have to go by then."""
-        if self._pause is None or self._pause.when() <= self._loop.time():
-            self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again)
+        if self._pause is None:
+            self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._end_pause)
+
+    def _end_pause(self) -> None:
+        self._pause = None
+        self._accept_again()
 
     def _stop_accepting(self) -> None:
         if self._accepting:

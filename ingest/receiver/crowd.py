@@ -13,7 +13,9 @@ from ipaddress import AddressValueError, IPv6Address
 from typing import Final
 
 GRACE_S: Final = 1.0
-"""How long a sender may keep us waiting before it can be asked to go; an honest one needs a round trip."""
+"""How long a sender may keep us waiting before it can be asked to go. An honest one sends with the last packet that
+opens its connection, unless it or the network is busy: a push lost to a reset is worse than one that waits. When all is
+full, as many newcomers as the bound on connections get in for each such time."""
 
 _HOST_BITS: Final = 64
 

@@ -18,6 +18,7 @@ from typing import Final, cast
 import uvloop
 
 KINDS: Final = ("heads", "bodies", "idle", "unread", "flood")
+MIXTURES: Final = {"mixed": KINDS, "patient": KINDS[:-1]}
 TICK_S: Final = 1.0
 """Between two bytes of a slow sender."""
 
@@ -109,7 +110,7 @@ async def keep(kind: str, address: str, port: int, *, connecting: asyncio.Semaph
 async def main() -> None:
     """Keep all slots until standard input ends."""
     kind, count, port, addresses = sys.argv[1], *map(int, sys.argv[2:5])
-    kinds = itertools.cycle(KINDS) if kind == "mixed" else itertools.repeat(kind)
+    kinds = itertools.cycle(MIXTURES.get(kind, (kind,)))
     connecting = asyncio.Semaphore(CONNECTING_MOST)
     slots = set()  # a task that nobody keeps may vanish
     for number, each in zip(range(count), kinds, strict=False):

@@ -39,7 +39,7 @@ def test_the_one_who_keeps_us_waiting_longest_goes_for_a_newcomer() -> None:
     """Not the one who came first: it has begun anew since."""
     door = Door()
     first, _, _ = (door.enter(name) for name in "abc")
-    door.now = 0.5
+    door.now = GRACE_S / 2
     door.crowd.waits(first)
 
     door.now = GRACE_S
@@ -81,7 +81,7 @@ def test_who_sends_ahead_does_not_begin_anew_with_each_answer() -> None:
     door = Door(most=1)
     guest = door.enter("a")
     for _ in range(10):
-        door.now += 0.2
+        door.now += GRACE_S / 4
         door.crowd.serves(guest)
         door.crowd.resumes(guest)
 
@@ -98,7 +98,6 @@ def test_strangers_go_before_those_who_were_answered_success() -> None:
 
     door.now = 60
     door.enter("next")
-    door.now = 60.5
     door.enter("last")
 
     assert door.evicted == ["stranger", "known"]
