@@ -97,7 +97,9 @@ async def serve(
     except StoppedError:
         return
     store = make_store(shapes.reports, cluster)
-    retired, endings = Retired(), Endings(options)
+    changelog = changelog_topic(settings.group_id, settings.reports_topic)
+    retired = Retired()
+    endings = Endings(options, {changelog, settings.results_topic, settings.dead_letters_topic})
     shop = _Shop(settings, options, shapes, retired, endings, clock, accept_loss)
     member = Member(shop.consumer, shop.worker, store)
     server = AdminServer(
@@ -231,6 +233,7 @@ class _Shop:
             reports_topic=settings.reports_topic,
             changelog_topic=self._changelog,
             partition=partition,
-            outlets=routing.places(),
+            outlets=[*routing.result_places(), *routing.dead_letter_places()],
+            unled=routing.dead_letter_places(),
             retired=self._retired,
         )

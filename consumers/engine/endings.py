@@ -9,56 +9,82 @@ tell (KIP-664); they are spelled out here.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+import structlog
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError, NodeNotReadyError, for_code
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaError, NodeNotReadyError, RequestTimedOutError, for_code
 from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.transaction import EndTxnRequest
 from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
 
 from consumers.engine.stopping import stop_client
+
+REQUEST_TIMEOUT_MS = 4_000
+"""A broker that is silent must not use up the time that its successor needs."""
 
 RETRY_S = 0.1
 _TRANSACTION_COORDINATOR = 1
 _ID_NOT_FOUND = 105
 _TAGS = ("tags", TaggedFields)
 
-_COMMITTED = {"PrepareCommit", "CompleteCommit"}
-_ABORTED = {"PrepareAbort", "CompleteAbort", "PrepareEpochFence"}
-_RUNNING = "Ongoing"
+Options = Mapping[str, Any]
 
-Options = Any
+_log = structlog.get_logger(__name__)
 
 
 class Last(NamedTuple):
-    """The last transaction of a transactional id.
+    """The last transaction of a transactional id, as its coordinator describes it.
 
     Attributes:
+        state: a word of Kafka's: `Empty` where nothing was begun since the last producer came, `Ongoing`,
+            `CompleteCommit`, `CompleteAbort`; anything else is on its way to one of these.
         producer_id: of its producer.
-        committed: how it was decided. One that is running is as good as aborted: the next producer aborts it. None
-            where nothing was begun since the last producer came.
+        epoch: of its producer.
+        timeout_ms: the producer's transaction timeout.
         places: its partitions, as long as it is not complete; the coordinator then forgets them.
     """
 
+    state: str
     producer_id: int
-    committed: bool | None
-    places: frozenset[TopicPartition]
+    epoch: int
+    timeout_ms: int
+    places: frozenset[TopicPartition] = frozenset()
+
+
+class Open(NamedTuple):
+    """Where transactions have no end.
+
+    Attributes:
+        since: offset of the first record of each, by partition.
+        unknown: partitions that nobody leads at the moment.
+    """
+
+    since: Mapping[TopicPartition, int]
+    unknown: frozenset[TopicPartition] = frozenset()
 
 
 class Endings:
-    """Asks the coordinators of transactional ids and the leaders of partitions. One connection each, kept."""
+    """Asks the coordinators of transactional ids and the leaders of partitions.
 
-    def __init__(self, options: Options) -> None:
+    All owners of a process share one client. One that an answer stayed away from is replaced: brokers may have moved.
+    """
+
+    def __init__(self, options: Options, topics: Collection[str]) -> None:
         """Describe it; it connects with the first question.
 
         Args:
             options: of every client (`ingest.runtime.kafka.client_options`).
+            topics: that are asked about.
         """
         self._options = options
-        self._client: AIOKafkaClient | None = None
-        self._starting = asyncio.Lock()
+        self._topics = sorted(topics)
+        self._line: _Line | None = None
+        self._connecting = asyncio.Lock()
+        self._able = True
 
     async def last(self, identity: str) -> Last | None:
         """The last transaction of an owner; None if there never was one, or the brokers have forgotten it.
@@ -68,97 +94,145 @@ class Endings:
         Raises:
             KafkaError: they refuse.
         """
-        while True:
+        while self._able:
             try:
-                client = await self._started()
-                node = await client.coordinator_lookup(_TRANSACTION_COORDINATOR, identity)
-                answer = await client.send(node, _DescribeTransactions([identity]))
-                ((code, _, state, _, _, producer_id, _, topics, _),) = answer.states
+                async with self._connected() as client:
+                    node = await client.coordinator_lookup(_TRANSACTION_COORDINATOR, identity)
+                    answer = await client.send(node, _DescribeTransactions([identity]))
+                ((code, _, state, timeout_ms, _, producer_id, epoch, topics, _),) = answer.states
                 if code == _ID_NOT_FOUND:
                     return None
                 _check(code, identity)
+            except IncompatibleBrokerVersion:
+                self._able = False
+                _log.warning("brokers before Kafka 3.0 cannot be asked whether they have ended every transaction")
             except (KafkaError, OSError) as error:
-                await self._wait_or_raise(error)
-                continue
-            committed = True if state in _COMMITTED else False if state in _ABORTED | {_RUNNING} else None
-            places = frozenset(TopicPartition(topic, number) for topic, numbers, _ in topics for number in numbers)
-            return Last(producer_id, committed, places)
+                await _wait_or_raise(error)
+            else:
+                places = frozenset(TopicPartition(topic, number) for topic, numbers, _ in topics for number in numbers)
+                return Last(state, producer_id, epoch, timeout_ms, places)
+        return None
 
-    async def missing(self, producer_id: int, places: Collection[TopicPartition]) -> set[TopicPartition]:
-        """Those of these partitions in which a transaction of that producer has no end.
+    async def missing(
+        self,
+        producer_id: int,
+        places: Collection[TopicPartition],
+        *,
+        own: TopicPartition | None = None,
+        unled: Collection[TopicPartition] = (),
+    ) -> Open:
+        """Where a transaction of that producer has no end.
 
         Needs to READ the topics. Asks until their leaders answer: callers set an end.
 
+        Args:
+            producer_id: the producer.
+            places: partitions to look at.
+            own: the one of them that no other owner writes to: there any producer counts.
+            unled: those of them that are passed over while nobody leads them.
+
         Raises:
             KafkaError: they refuse.
         """
-        found: set[TopicPartition] = set()
+        since: dict[TopicPartition, int] = {}
+        unknown: set[TopicPartition] = set()
         asked = set(places)
-        while asked:
+        while asked and self._able:
             try:
-                client = await self._started()
-                await client.set_topics({place.topic for place in places})
-                for node, those in _by_leader(client, asked).items():
-                    answer = await client.send(node, _DescribeProducers(those))
-                    for place, code, producers in _answers(answer):
-                        _check(code, f"{place.topic}, partition {place.partition}")
-                        if any(number == producer_id and begin >= 0 for number, *_, begin, _ in producers):
-                            found.add(place)
-                        asked.discard(place)
+                async with self._connected() as client:
+                    by_leader = _by_leader(client, asked)
+                    led_by_none = by_leader.pop(None, set())
+                    unknown = led_by_none & set(unled)
+                    asked -= unknown
+                    for node, those in by_leader.items():
+                        answer = await client.send(node, _DescribeProducers(those))
+                        for place, code, producers in _answers(answer):
+                            _check(code, f"{place.topic}, partition {place.partition}")
+                            for number, *_, begin, _ in producers:
+                                if begin >= 0 and (number == producer_id or place == own):
+                                    since[place] = begin
+                            asked.discard(place)
+                    if asked:
+                        raise NodeNotReadyError(f"no leader for {sorted(led_by_none - unknown)}")
+            except IncompatibleBrokerVersion:
+                self._able = False
             except (KafkaError, OSError) as error:
-                await self._wait_or_raise(error)
-        return found
+                await _wait_or_raise(error)
+        return Open(since, frozenset(unknown))
 
-    async def written(self, producer_id: int, places: Collection[TopicPartition]) -> None:
-        """Wait until every transaction of that producer in these partitions has its end; callers set an end.
-
-        A coordinator answers once it has decided, and writes the markers after that.
+    async def commit(self, identity: str, last: Last) -> None:
+        """Commit a transaction in the name of the producer that began it.
 
         Raises:
-            KafkaError: they refuse.
+            KafkaError: it cannot be, at the moment or any more: ask for the last transaction again.
         """
-        while True:
-            places = await self.missing(producer_id, places)
-            if not places:
-                return
-            await asyncio.sleep(RETRY_S)
+        async with self._connected() as client:
+            node = await client.coordinator_lookup(_TRANSACTION_COORDINATOR, identity)
+            committing = EndTxnRequest(identity, last.producer_id, last.epoch, transaction_result=True)
+            answer = await client.send(node, committing)
+        _check(answer.error_code, identity)
 
     async def close(self) -> None:
         """Close what is open; another question opens it again."""
-        client, self._client = self._client, None
-        if client is not None:
-            await stop_client(_Closing(client))
+        line, self._line = self._line, None
+        if line is not None and not line.users:
+            await stop_client(line)
 
-    async def _started(self) -> AIOKafkaClient:
-        async with self._starting:
-            if self._client is None:
-                client = AIOKafkaClient(**self._options)
-                try:
-                    await client.bootstrap()
-                except BaseException:
-                    await stop_client(_Closing(client))
-                    raise
-                self._client = client
-        return self._client
+    @asynccontextmanager
+    async def _connected(self) -> AsyncGenerator[AIOKafkaClient, None]:
+        async with self._connecting:
+            line = self._line
+            if line is None:
+                line = self._line = await _Line.connected(self._options, self._topics)
+            line.users += 1
+        try:
+            yield line.client
+        except KeyError as error:
+            # aiokafka, when a request times out whose connection another one has closed
+            self._give_up(line)
+            raise RequestTimedOutError from error
+        except BaseException:
+            self._give_up(line)
+            raise
+        finally:
+            line.users -= 1
+            if line is not self._line and not line.users:
+                await stop_client(line)
 
-    async def _wait_or_raise(self, error: Exception) -> None:
-        if isinstance(error, KafkaError) and not error.retriable:
-            raise error
-        client = self._client
-        if client is not None and not await client.force_metadata_update() and client is self._client:
-            # None of the brokers that it knows is there: begin again with the addresses that were configured.
-            await self.close()
-        await asyncio.sleep(RETRY_S)
+
+    def _give_up(self, line: "_Line") -> None:
+        if self._line is line:
+            self._line = None
 
 
-class _Closing:
-    """A bare client, stopped like the others."""
+class _Line:
+    """A client, and how many wait for an answer on it."""
 
     def __init__(self, client: AIOKafkaClient) -> None:
-        self._client = client
+        self.client = client
+        self.users = 0
+
+    @classmethod
+    async def connected(cls, options: Options, topics: Iterable[str]) -> "_Line":
+        client = AIOKafkaClient(**{**options, "request_timeout_ms": REQUEST_TIMEOUT_MS})
+        line = cls(client)
+        try:
+            await client.bootstrap()
+            await client.set_topics(topics)
+        except BaseException:
+            await stop_client(line)
+            raise
+        return line
 
     async def stop(self) -> None:
-        await self._client.close()
+        await self.client.close()
+
+
+async def _wait_or_raise(error: Exception) -> None:
+    if isinstance(error, KafkaError) and not error.retriable:
+        raise error
+    _log.debug("brokers do not tell how transactions ended, asking again", error=f"{type(error).__name__}: {error}")
+    await asyncio.sleep(RETRY_S)
 
 
 def _check(code: int, what: str) -> None:
@@ -166,13 +240,13 @@ def _check(code: int, what: str) -> None:
         raise for_code(code)(what)
 
 
-def _by_leader(client: AIOKafkaClient, places: Iterable[TopicPartition]) -> dict[int, list[TopicPartition]]:
-    by_leader = defaultdict(list)
+def _by_leader(
+    client: AIOKafkaClient, places: Iterable[TopicPartition]
+) -> "defaultdict[int | None, set[TopicPartition]]":
+    by_leader: defaultdict[int | None, set[TopicPartition]] = defaultdict(set)
     for place in places:
         leader = client.cluster.leader_for_partition(place)
-        if leader is None or leader < 0:
-            raise NodeNotReadyError(f"no leader for {place.topic}, partition {place.partition}")
-        by_leader[leader].append(place)
+        by_leader[None if leader is None or leader < 0 else leader].add(place)
     return by_leader
 
 

@@ -69,7 +69,9 @@ def is_refused(error: BaseException) -> bool:
     return isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError)
 
 
-def transactional_producer(options: Options, transactional_id: str, *, batch_bytes_max: int) -> AIOKafkaProducer:
+def transactional_producer(
+    options: Options, transactional_id: str, *, batch_bytes_max: int, timeout_ms: int = TRANSACTION_TIMEOUT_MS
+) -> AIOKafkaProducer:
     """The producer that owns one input partition. Its `start` settles and fences the one before it.
 
     zstd, since aiokafka runs lz4 at level 9; a short backoff, since it is waited between any two transactions.
@@ -84,7 +86,7 @@ def transactional_producer(options: Options, transactional_id: str, *, batch_byt
         max_batch_size=batch_bytes_max,
         request_timeout_ms=REQUEST_TIMEOUT_MS,
         retry_backoff_ms=TRANSACTION_BACKOFF_MS,
-        transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+        transaction_timeout_ms=timeout_ms,
     )
 
 
@@ -104,6 +106,12 @@ def take_in(producer: Any, places: Collection[TopicPartition]) -> None:
     for place in places:
         # Public is only what writes a record.
         producer._txn_manager.maybe_add_partition_to_txn(place)  # noqa: SLF001
+
+
+def identity_of(producer: Any) -> tuple[int, int]:
+    """The id and the epoch that brokers gave a producer at its start."""
+    manager = producer._txn_manager  # noqa: SLF001 - nothing public says it
+    return manager.producer_id, manager.producer_epoch
 
 
 def record_producer(options: Options, *, client_id: str) -> AIOKafkaProducer:

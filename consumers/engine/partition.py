@@ -22,9 +22,10 @@ from consumers.engine.metrics import DOUBTS, PAUSED
 from consumers.engine.pipeline import HeldError, Input, Pace, Pipeline
 from consumers.engine.protocols import Ledger
 from consumers.engine.routing import Routing
+from consumers.engine.settling import UnendedError
 from consumers.engine.shelf import Shelf
 from consumers.engine.stopping import is_cancelled
-from consumers.engine.transaction import DoubtError, RefusedError, Transactions, UnendedError
+from consumers.engine.transaction import DoubtError, RefusedError, Transactions
 from consumers.entry import Cursor, LedgerDamagedError, Position
 from ingest.runtime.backoff import Backoff
 from ingest.runtime.clock import Clock

@@ -7,30 +7,33 @@ was; what had been committed stands in the changelog. So an unknown outcome need
 """
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import structlog
 
 from consumers.engine.cycle import Outgoing
-from consumers.engine.endings import Last
-from consumers.engine.kafka import CLIENT_ERRORS, forget_failure, is_fenced, is_refused, take_in, topic_partition
+from consumers.engine.kafka import (
+    CLIENT_ERRORS,
+    TRANSACTION_TIMEOUT_MS,
+    forget_failure,
+    identity_of,
+    is_fenced,
+    is_refused,
+    take_in,
+    topic_partition,
+)
+from consumers.engine.settling import ENDING_TIMEOUT_MS, Endings, Settlement, named
 from consumers.engine.stopping import stop_wholly
 
 SETTLE_TIMEOUT_S = 20.0
 """For a new producer to start and to settle its predecessor's transaction."""
-
-MARKERS_TIMEOUT_S = 5.0
 
 SEND_TIMEOUT_S = 15.0
 """From the begin of a transaction until every record and the offset are in it."""
 
 COMMIT_TIMEOUT_S = 10.0
 """With the former below the transaction timeout: we give a transaction up before the broker does."""
-
-ABORT_TIMEOUT_S = 2.0
-"""An abort spares readers the wait for the transaction timeout; without one the next producer aborts."""
 
 _log = structlog.get_logger(__name__)
 
@@ -49,10 +52,6 @@ class FencedError(TransactionError):
 
 class RefusedError(TransactionError):
     """Brokers will never take a record of this cycle; nothing of it was committed."""
-
-
-class UnendedError(TransactionError):
-    """Brokers have left a transaction without its end, and how it was decided cannot be told any more."""
 
 
 class Send(NamedTuple):
@@ -76,12 +75,10 @@ class Producer(Protocol):
     async def abort_transaction(self) -> None: ...  # noqa: D102
 
 
-class Endings(Protocol):
-    """What is asked about the transaction before (`consumers.engine.endings`)."""
+class MakeProducer(Protocol):
+    """Makes a producer of one identity, with that transaction timeout."""
 
-    async def last(self, transactional_id: str) -> Last | None: ...  # noqa: D102
-    async def missing(self, producer_id: int, places: Collection[Any]) -> set[Any]: ...  # noqa: D102
-    async def written(self, producer_id: int, places: Collection[Any]) -> None: ...  # noqa: D102
+    def __call__(self, *, timeout_ms: int) -> Producer: ...  # noqa: D102
 
 
 class Retired:
@@ -94,9 +91,9 @@ class Retired:
     def __init__(self) -> None:
         self._stopping: set[asyncio.Task[None]] = set()
 
-    def add(self, producer: Producer, *, abort: bool) -> "asyncio.Task[None]":
-        """Let a producer go, after trying to abort its transaction."""
-        task = asyncio.create_task(_retire(producer, abort=abort))
+    def add(self, producer: Producer) -> "asyncio.Task[None]":
+        """Let a producer go. A transaction of its is aborted by the next one, not by itself: that may be too early."""
+        task = asyncio.create_task(_retire(producer))
         self._stopping.add(task)
         task.add_done_callback(self._stopping.discard)
         return task
@@ -116,7 +113,7 @@ class Transactions:
 
     def __init__(
         self,
-        make_producer: Callable[[], Producer],
+        make_producer: MakeProducer,
         endings: Endings,
         *,
         identity: str,
@@ -124,7 +121,8 @@ class Transactions:
         reports_topic: str,
         changelog_topic: str,
         partition: int,
-        outlets: Iterable[tuple[str, int]],
+        outlets: Collection[tuple[str, int]],
+        unled: Collection[tuple[str, int]],
         retired: Retired,
     ) -> None:
         """Describe them.
@@ -138,16 +136,19 @@ class Transactions:
             changelog_topic: where the ledger's records go, under the partition's number.
             partition: of the input.
             outlets: every topic and partition that other records may go to.
+            unled: those of them that are seldom written to: nobody has to lead them from the start.
             retired: takes producers that are of no use any more.
         """
         self._make_producer = make_producer
-        self._endings = endings
-        self._identity = identity
         self._group_id = group_id
         self._input = topic_partition(reports_topic, partition)
-        self._changelog = topic_partition(changelog_topic, partition)
-        self._places = {self._changelog, *(topic_partition(*outlet) for outlet in outlets)}
-        self._owed = False
+        self._settlement = Settlement(
+            endings,
+            identity,
+            changelog=topic_partition(changelog_topic, partition),
+            places=[topic_partition(*outlet) for outlet in outlets],
+            unled=[topic_partition(*outlet) for outlet in unled],
+        )
         self._changelog_topic = changelog_topic
         self._partition = partition
         self._retired = retired
@@ -155,64 +156,53 @@ class Transactions:
         self._open = False
 
     async def settle(self) -> None:
-        """Start a new producer: on return no transaction of a predecessor is open and none can be committed any more.
+        """Start a new producer: on return every transaction of a predecessor has its end, everywhere.
 
         Raises:
             DoubtError: brokers did not answer in time; try again later.
-            UnendedError: one is open and stays so, until somebody who can tell has ended it.
+            FencedError: another owner has come meanwhile.
+            UnendedError: one has no end, and how it was decided cannot be told any more.
         """
         self.let_go()
-        producer = self._make_producer()
         try:
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
-                last = await self._endings.last(self._identity)
+                last = await self._settlement.before(self._end)
+                producer = self._producer = self._make_producer(timeout_ms=TRANSACTION_TIMEOUT_MS)
                 await producer.start()
-                if last is not None:
-                    await self._end_what_is_open(producer, last)
+                again = (
+                    last is not None
+                    and last.state == "Ongoing"
+                    and await self._settlement.after(last, identity_of(producer), self._end)
+                )
         except CLIENT_ERRORS as error:
-            self._retired.add(producer, abort=False)
+            self.let_go()
+            if is_fenced(error):
+                raise FencedError("the transactional id was taken over") from error
             raise DoubtError(f"no producer could be started: {type(error).__name__}: {error}") from error
         except BaseException:
-            self._retired.add(producer, abort=False)
+            self.let_go()
             raise
-        self._producer = producer
+        self._settlement.settled()
+        if again:
+            self.let_go()
+            raise DoubtError("the end of a transaction had to be written")
 
-    async def _end_what_is_open(self, producer: Producer, last: Last) -> None:
-        """End, as it was decided, what the coordinator has called complete without writing its end everywhere."""
-        places = await self._endings.missing(last.producer_id, self._places)
-        if self._owed and last.committed is not True:
-            self._owed = False
-            raise UnendedError(
-                "brokers had left a committed transaction without its end, and have aborted what was left of it before "
-                "it could be written: compare the last results of this partition with its reports"
-            )
-        if not places:
-            return
-        named = sorted(f"{place.topic}, partition {place.partition}" for place in places)
-        # A running one that is aborted is the only one that its partitions are known of; of one that has been aborted
-        # already the changelog was part. Anything else may have been committed before.
-        ours = last.committed or self._changelog in places or places <= last.places
-        if last.committed is None or not ours:
-            raise UnendedError(
-                f"brokers have left a transaction of {self._identity} without its end in {', '.join(named)}, and how "
-                "it was decided is not known any more: end it (kafka-transactions.sh find-hanging, abort), then resume"
-            )
+    async def _end(self, places: Collection[Any], *, commit: bool) -> None:
+        """Write the end of a transaction where it is missing: end one of no records over these partitions."""
         _log.warning(
             "brokers have left a transaction without its end, which is written now",
             partition=self._partition,
-            committed=last.committed,
-            places=named,
+            commit=commit,
+            places=named(places),
         )
-        self._owed = last.committed
-        await producer.begin_transaction()
-        take_in(producer, places)
-        await (producer.commit_transaction() if last.committed else producer.abort_transaction())
-        self._owed = False
+        producer = self._make_producer(timeout_ms=ENDING_TIMEOUT_MS if commit else TRANSACTION_TIMEOUT_MS)
         try:
-            async with asyncio.timeout(MARKERS_TIMEOUT_S):
-                await self._endings.written(last.producer_id, places)
-        except TimeoutError as error:
-            raise UnendedError(f"a transaction of {self._identity} cannot be ended in {', '.join(named)}") from error
+            await producer.start()
+            await producer.begin_transaction()
+            take_in(producer, places)
+            await (producer.commit_transaction() if commit else producer.abort_transaction())
+        finally:
+            self._retired.add(producer)
 
     async def commit(self, sends: Sequence[Send], changelog: Sequence[bytes], next_offset: int) -> list[int]:
         """Write a cycle as one transaction.
@@ -233,8 +223,11 @@ class Transactions:
         producer = self._producer
         if producer is None:
             raise DoubtError("there is no producer")
+        if any(topic_partition(send.topic, send.partition) in self._settlement.unasked for send in sends):
+            raise DoubtError("nobody has led a partition until now, and what stands open there is not known")
         futures: list[asyncio.Future[Any]] = []
         ours: list[tuple[asyncio.Future[Any], int]] = []
+        first: dict[Any, asyncio.Future[Any]] = {}
         changelog_send = Send(self._changelog_topic, self._partition, [_changelog_record(value) for value in changelog])
         self._open = True
         try:
@@ -245,6 +238,7 @@ class Transactions:
                     future = await producer.send_batch(batch, send.topic, partition=send.partition)
                     future.add_done_callback(_look)
                     futures.append(future)
+                    first.setdefault(topic_partition(send.topic, send.partition), future)
                     if send is changelog_send:
                         ours.append((future, count))
                 await producer.send_offsets_to_transaction({self._input: next_offset}, self._group_id)
@@ -258,12 +252,13 @@ class Transactions:
         except BaseException:
             self.let_go()
             raise
+        self._settlement.remember({place: sent.result().offset for place, sent in first.items()})
         return self._offsets(ours)
 
     def let_go(self) -> None:
         """Drop the producer, if there is one; an open transaction is aborted, now or by the next producer."""
         if self._producer is not None:
-            self._retired.add(self._producer, abort=self._open)
+            self._retired.add(self._producer)
             self._producer = None
         self._open = False
 
@@ -332,17 +327,9 @@ def _look(future: "asyncio.Future[Any]") -> None:
         future.exception()
 
 
-async def _retire(producer: Producer, *, abort: bool) -> None:
-    if abort:
-        with contextlib.suppress(*CLIENT_ERRORS):
-            await _within(ABORT_TIMEOUT_S, producer.abort_transaction())
+async def _retire(producer: Producer) -> None:
     try:
         await stop_wholly(producer)
     except CLIENT_ERRORS as error:
         _log.debug("a producer did not stop cleanly", error=type(error).__name__)
     forget_failure(producer)
-
-
-async def _within(timeout_s: float, call: Awaitable[None]) -> None:
-    async with asyncio.timeout(timeout_s):
-        await call

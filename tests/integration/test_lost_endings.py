@@ -4,7 +4,9 @@ A coordinator skips the partitions that have no leader when it writes (KAFKA-207
 client does not tell it of them, and the broker is told not to mind. What then stands in their logs is the same.
 """
 
-from collections.abc import AsyncIterator, Collection
+import asyncio
+import json
+from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from tests.oracle import Raw
 
 LENIENT = "transaction.partition.verification.enable"
 DEAD_LETTERS = 3
+SOON_S = 20.0
 
 
 @pytest.fixture
@@ -59,9 +62,9 @@ async def test_an_end_that_was_not_written_is_written_as_it_was_decided(
         await bench.until_done(running)
         hooks[Step.BEGUN] = at_time(1, _forgetting(bench, skipped))
         if decided == "committed":
-            hooks[Step.COMMITTED] = at_time(1, connection_lost)
+            hooks[Step.COMMITTED] = at_time(1, _whole(connection_lost))
         else:
-            hooks[Step.WHOLE] = at_time(1, _crashing(gone))
+            hooks[Step.WHOLE] = at_time(1, _whole(_crashing(gone)))
         await _publish(bench, reports[half:], unusable=2)
         await bench.until_done(running)
 
@@ -69,7 +72,42 @@ async def test_an_end_that_was_not_written_is_written_as_it_was_decided(
         await producer.release()
     assert_exact(await bench.results(), reports)
     assert len(await bench.dead_letters()) == 3
-    assert await _unended(bench) == set()
+    assert await _unended(bench) == {}
+
+
+@pytest.mark.parametrize("skipped", ["results", "changelog results dead"])
+async def test_an_end_that_is_cut_off_while_it_is_written_is_written_by_the_next(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, skipped: str
+) -> None:
+    """The process that writes it goes before it has committed: what it had begun is not aborted."""
+    hooks = hook_producers(monkeypatch)
+    reports = some_reports(60)
+    half = len(reports) // 2
+    inside = asyncio.Event()
+
+    async def stop_inside(producer: HookedProducer) -> None:
+        async def added() -> bool:
+            return bool(producer._txn_manager.txn_partitions)
+
+        await until(added)
+        inside.set()
+        await asyncio.Event().wait()
+
+    async with bench.assembling(local_ledgers(bench.settings)) as running:
+        await _publish(bench, reports[:half], unusable=1)
+        await bench.until_done(running)
+        hooks[Step.BEGUN] = at_time(1, _forgetting(bench, skipped))
+        hooks[Step.COMMITTED] = at_time(1, _whole(connection_lost))
+        hooks[Step.WHOLE] = at_time(2, stop_inside)
+        await _publish(bench, reports[half:], unusable=2)
+        async with asyncio.timeout(SOON_S):
+            await inside.wait()
+    hooks.clear()
+    async with bench.assembling(local_ledgers(bench.settings)) as running:
+        await bench.until_done(running)
+
+    assert_exact(await bench.results(), reports)
+    assert len(await bench.dead_letters()) == 3
 
 
 async def test_an_end_that_nobody_can_tell_is_left_to_an_operator(
@@ -96,9 +134,19 @@ async def test_an_end_that_nobody_can_tell_is_left_to_an_operator(
 
 
 async def _publish(bench: Bench, reports: Collection[Raw], *, unusable: int) -> None:
-    """Write reports and some records that are none, for one cycle."""
-    await bench.publish_raw([(0, b"key", b"none")] * unusable)
-    await bench.publish(reports)
+    """Write reports and some records that are none, in one batch and so for one cycle."""
+    usable = [(report["smsMsgId"].encode(), json.dumps(report).encode()) for report in reports]
+    await bench.publish_raw([(0, key, value) for key, value in [(b"key", b"none")] * unusable + usable])
+
+
+def _whole(hook: Hook) -> Hook:
+    """A hook into a cycle that is known to have written to all three topics."""
+
+    async def checked(producer: HookedProducer) -> None:
+        assert len(producer._sent) == 3
+        await hook(producer)
+
+    return checked
 
 
 def _forgetting(bench: Bench, skipped: str) -> Hook:
@@ -124,12 +172,13 @@ def _crashing(gone: list[HookedProducer]) -> Hook:
     return crash
 
 
-async def _unended(bench: Bench) -> set[TopicPartition]:
-    endings = Endings(bench.options)
+async def _unended(bench: Bench) -> Mapping[TopicPartition, int]:
+    topics = [bench.changelog, bench.settings.results_topic]
+    endings = Endings(bench.options, topics)
     try:
         last = await endings.last(bench.transactional_id(0))
         assert last is not None
-        return await endings.missing(last.producer_id, [TopicPartition(bench.changelog, 0)])
+        return (await endings.missing(last.producer_id, [TopicPartition(topic, 0) for topic in topics])).since
     finally:
         await endings.close()
 

@@ -1,7 +1,7 @@
 """One cycle, one transaction: the order of its calls, and what becomes of a producer after any error."""
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +11,8 @@ from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError, Prod
 
 from consumers.engine import kafka, transaction
 from consumers.engine.cycle import Outgoing
-from consumers.engine.endings import Last
+from consumers.engine.endings import Last, Open
+from consumers.engine.settling import ENDING_TIMEOUT_MS
 from consumers.engine.transaction import (
     DoubtError,
     FencedError,
@@ -20,7 +21,6 @@ from consumers.engine.transaction import (
     Send,
     TransactionError,
     Transactions,
-    UnendedError,
 )
 
 
@@ -48,6 +48,7 @@ class Scripted:
         self.hangs = hangs
         self.offset = 100
         self.hanging = asyncio.Event()
+        self.producer_id, self.producer_epoch = 7, 2
 
     async def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -69,6 +70,7 @@ class Scripted:
 
     @property
     def _txn_manager(self) -> "Scripted":
+        """What aiokafka keeps to itself."""
         return self
 
     def create_batch(self) -> Batch:  # noqa: D102
@@ -105,21 +107,22 @@ def a_cycle(results: int = 3) -> tuple[list[Send], list[bytes], int]:
 
 
 class Told:
-    """Endings that a test tells: of a last transaction, and where it has none until one is written."""
+    """Endings that a test tells."""
 
-    def __init__(self, last: Last | None = None, missing: Iterable[TopicPartition] = ()) -> None:
+    def __init__(self, last: Last | None = None, unknown: Collection[TopicPartition] = ()) -> None:
         self.of_last = last
-        self.left = set(missing)
+        self.unknown = frozenset(unknown)
+        self.since: dict[TopicPartition, int] = {}
 
     async def last(self, _: str) -> Last | None:  # noqa: D102
         return self.of_last
 
-    async def missing(self, _: int, places: Collection[TopicPartition]) -> set[TopicPartition]:  # noqa: D102
-        return self.left & set(places)
+    async def missing(self, _: int, places: Collection[TopicPartition], **__: Any) -> Open:  # noqa: D102
+        return Open({place: at for place, at in self.since.items() if place in places}, self.unknown)
 
-    async def written(self, _: int, places: Collection[TopicPartition]) -> None:  # noqa: D102
-        while self.left & set(places):
-            await asyncio.Event().wait()
+    async def commit(self, _: str, __: Last) -> None:
+        """Nothing here is to be committed."""
+        raise AssertionError
 
 
 async def transactions_of(*producers: Scripted, endings: Told | None = None) -> tuple[Transactions, Retired]:
@@ -127,7 +130,7 @@ async def transactions_of(*producers: Scripted, endings: Told | None = None) -> 
     waiting = list(producers)
     retired = Retired()
     transactions = Transactions(
-        lambda: waiting.pop(0),
+        lambda **_: waiting.pop(0),
         endings or Told(),
         identity="identity",
         group_id="group",
@@ -135,6 +138,7 @@ async def transactions_of(*producers: Scripted, endings: Told | None = None) -> 
         changelog_topic="changelog",
         partition=1,
         outlets=[("results", 1), ("dead", 2)],
+        unled=[("dead", 2)],
         retired=retired,
     )
     await transactions.settle()
@@ -171,23 +175,23 @@ async def test_records_of_a_partition_keep_their_order_over_batches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "error", "raised", "aborts"),
+    ("where", "error", "raised"),
     [
-        ("begin", AssertionError("Invalid state transition"), DoubtError, True),
-        ("send results 1", KafkaConnectionError(), DoubtError, True),
-        ("future results", KafkaConnectionError(), DoubtError, True),
-        ("future changelog", KafkaConnectionError(), DoubtError, True),
-        ("future results", MessageSizeTooLargeError(), RefusedError, True),
-        ("future results", ProducerFenced(), FencedError, True),
-        ("offsets group 42", ProducerFenced(), FencedError, True),
-        ("commit", ProducerFenced(), FencedError, False),
-        ("commit", KafkaConnectionError(), DoubtError, False),
-        ("commit", MessageSizeTooLargeError(), DoubtError, False),
-        ("commit", AssertionError(), DoubtError, False),
+        ("begin", AssertionError("Invalid state transition"), DoubtError),
+        ("send results 1", KafkaConnectionError(), DoubtError),
+        ("future results", KafkaConnectionError(), DoubtError),
+        ("future changelog", KafkaConnectionError(), DoubtError),
+        ("future results", MessageSizeTooLargeError(), RefusedError),
+        ("future results", ProducerFenced(), FencedError),
+        ("offsets group 42", ProducerFenced(), FencedError),
+        ("commit", ProducerFenced(), FencedError),
+        ("commit", KafkaConnectionError(), DoubtError),
+        ("commit", MessageSizeTooLargeError(), DoubtError),
+        ("commit", AssertionError(), DoubtError),
     ],
 )
 async def test_after_any_error_the_producer_is_let_go(
-    where: str, error: Exception, raised: type[TransactionError], *, aborts: bool
+    where: str, error: Exception, raised: type[TransactionError]
 ) -> None:
     """Nothing is committed after a failed send; a producer that saw an error commits nothing ever again."""
     producer, following = Scripted({where: error}), Scripted()
@@ -198,7 +202,8 @@ async def test_after_any_error_the_producer_is_let_go(
     await retired.drain(1)
 
     assert ("commit" in producer.calls) is (where == "commit")
-    assert producer.calls[-2:] == (["abort", "stop"] if aborts else ["commit", "stop"])
+    assert producer.calls[-1] == "stop"
+    assert "abort" not in producer.calls
     with pytest.raises(DoubtError):
         await transactions.commit(*a_cycle())
     await transactions.settle()
@@ -216,9 +221,8 @@ async def test_a_call_that_never_returns_is_doubt(where: str, monkeypatch: pytes
         await transactions.commit(*a_cycle())
 
 
-async def test_a_stop_that_never_returns_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stop_that_never_returns_holds_nobody_up() -> None:
     """The next producer settles at once; the hanging one is left behind."""
-    monkeypatch.setattr(transaction, "ABORT_TIMEOUT_S", 0.01)
     transactions, retired = await transactions_of(Scripted(hangs="stop"), Scripted())
 
     async with asyncio.timeout(1):
@@ -252,8 +256,8 @@ async def test_a_changelog_written_nobody_knows_where_is_doubt() -> None:
         await transactions.commit([], [b"c"], 42)
 
 
-async def test_a_cancelled_cycle_is_aborted() -> None:
-    """A partition that is revoked in the middle of a cycle leaves no open transaction behind for readers to wait on."""
+async def test_a_cancelled_cycle_is_left_to_the_next_producer() -> None:
+    """It is not aborted by ourselves: brokers may have left out the end of the one before, which would go with it."""
     producer = Scripted(hangs="offsets group 42")
     transactions, retired = await transactions_of(producer)
     cycle = asyncio.create_task(transactions.commit(*a_cycle()))
@@ -264,7 +268,8 @@ async def test_a_cancelled_cycle_is_aborted() -> None:
         await cycle
     await retired.drain(1)
 
-    assert producer.calls[-2:] == ["abort", "stop"]
+    assert producer.calls[-1] == "stop"
+    assert "abort" not in producer.calls
 
 
 def test_a_transaction_is_given_up_before_the_broker_does() -> None:
@@ -272,103 +277,57 @@ def test_a_transaction_is_given_up_before_the_broker_does() -> None:
     assert transaction.SEND_TIMEOUT_S + transaction.COMMIT_TIMEOUT_S < kafka.TRANSACTION_TIMEOUT_MS / 1000
 
 
-CHANGELOG, RESULTS, DEAD = TopicPartition("changelog", 1), TopicPartition("results", 1), TopicPartition("dead", 2)
-NOWHERE: frozenset[TopicPartition] = frozenset()
+async def test_another_owner_who_comes_meanwhile_is_left_alone() -> None:
+    """A producer that is fenced off at its start is not doubt: settling again would take the partition back."""
+    transactions, _ = await transactions_of(Scripted(), Scripted({"start": ProducerFenced()}))
+
+    with pytest.raises(FencedError):
+        await transactions.settle()
 
 
-class Ending(Scripted):
-    """A producer whose ends of transactions stand where it has taken in."""
-
-    def __init__(self, endings: Told, fails: dict[str, BaseException] | None = None) -> None:
-        super().__init__(fails)
-        self._endings = endings
-
-    def maybe_add_partition_to_txn(self, place: TopicPartition) -> None:
-        """Have its end written at once."""
-        super().maybe_add_partition_to_txn(place)
-        self._endings.left.discard(place)
-
-
-@pytest.mark.parametrize(
-    ("last", "missing", "end"),
-    [
-        (Last(7, committed=True, places=NOWHERE), {RESULTS}, "commit"),
-        (Last(7, committed=True, places=frozenset({CHANGELOG, RESULTS})), {CHANGELOG, RESULTS}, "commit"),
-        (Last(7, committed=False, places=NOWHERE), {CHANGELOG}, "abort"),
-        (Last(7, committed=False, places=NOWHERE), {CHANGELOG, RESULTS, DEAD}, "abort"),
-        (Last(7, committed=False, places=frozenset({CHANGELOG, RESULTS})), {RESULTS}, "abort"),
-    ],
-)
-async def test_an_end_that_brokers_left_out_is_written_as_decided(
-    last: Last, missing: set[TopicPartition], end: str
-) -> None:
-    """Before anything else is written, in one transaction without records, over just these partitions."""
-    endings = Told(last, missing)
-    producer = Ending(endings)
-
-    await transactions_of(producer, endings=endings)
-
-    assert producer.calls[:2] == ["start", "begin"]
-    assert sorted(producer.calls[2:-1]) == sorted(f"take in {place.topic}" for place in missing)
-    assert producer.calls[-1] == end
-    assert producer.sent == []
-
-
-@pytest.mark.parametrize(
-    ("last", "missing"),
-    [
-        (Last(7, committed=None, places=NOWHERE), {CHANGELOG}),
-        (Last(7, committed=False, places=NOWHERE), {RESULTS}),
-        (Last(7, committed=False, places=frozenset({CHANGELOG, RESULTS})), {RESULTS, DEAD}),
-    ],
-)
-async def test_an_end_that_may_have_been_another_is_not_guessed(last: Last, missing: set[TopicPartition]) -> None:
-    """Nothing is begun: what is open may belong to a transaction that was committed before the last one."""
-    endings = Told(last, missing)
-    producer = Ending(endings)
-
-    with pytest.raises(UnendedError, match="not known"):
-        await transactions_of(producer, endings=endings)
-
-    assert producer.calls == ["start"]
-
-
-@pytest.mark.parametrize(
-    "last",
-    [
-        None,
-        Last(7, committed=True, places=NOWHERE),
-        Last(7, committed=False, places=NOWHERE),
-        Last(7, committed=None, places=NOWHERE),
-    ],
-)
-async def test_nothing_is_written_where_every_end_stands(last: Last | None) -> None:
-    """The usual case, however the last transaction ended."""
+async def test_a_partition_that_nobody_led_is_looked_at_before_it_is_written_to() -> None:
+    """Others can be: a dead letter is rare, and the partition that it would go to may be away."""
     producer = Scripted()
+    transactions, _ = await transactions_of(producer, endings=Told(unknown=[TopicPartition("dead", 2)]))
+    sends, changelog, offset = a_cycle()
 
-    await transactions_of(producer, endings=Told(last))
-
-    assert producer.calls == ["start"]
-
-
-async def test_an_end_that_does_not_come_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is open belongs to a producer that nobody can follow any more: an operator must end it."""
-    monkeypatch.setattr(transaction, "MARKERS_TIMEOUT_S", 0.01)
-    endings = Told(Last(7, committed=True, places=NOWHERE), {RESULTS})
-
-    with pytest.raises(UnendedError, match="cannot be ended in results, partition 1"):
-        await transactions_of(Scripted(), endings=endings)
+    await transactions.commit(sends[:1], changelog, offset)
+    with pytest.raises(DoubtError, match="nobody has led"):
+        await transactions.commit(sends, changelog, offset)
 
 
-async def test_a_commit_that_was_owed_and_became_an_abort_is_said() -> None:
-    """The end fails half way, and the next producer aborts what it had begun: somebody must look at the results."""
-    endings = Told()
-    producers = (Scripted(), Ending(endings, {"commit": KafkaConnectionError()}), Scripted())
-    transactions, _ = await transactions_of(*producers, endings=endings)
-    endings.of_last, endings.left = Last(7, committed=True, places=NOWHERE), {RESULTS}
-    with pytest.raises(DoubtError):
-        await transactions.settle()
-    endings.of_last = Last(7, committed=False, places=NOWHERE)
+async def test_an_end_is_written_by_a_producer_of_its_own() -> None:
+    """In a transaction without records, and with the timeout that tells whoever comes next what it was for."""
+    endings = Told(Last("CompleteCommit", 7, 1, 30_000))
+    endings.since = {TopicPartition("results", 1): 5}
+    timeouts: list[int] = []
 
-    with pytest.raises(UnendedError, match="compare"):
-        await transactions.settle()
+    class Ending(Scripted):
+        async def commit_transaction(self) -> None:
+            await super().commit_transaction()
+            endings.since = {}
+
+    made = [Ending(), Scripted()]
+
+    def make(*, timeout_ms: int) -> Scripted:
+        timeouts.append(timeout_ms)
+        return made[len(timeouts) - 1]
+
+    transactions = Transactions(
+        make,
+        endings,
+        identity="identity",
+        group_id="group",
+        reports_topic="reports",
+        changelog_topic="changelog",
+        partition=1,
+        outlets=[("results", 1)],
+        unled=[],
+        retired=(retired := Retired()),
+    )
+    await transactions.settle()
+    await retired.drain(1)
+
+    assert made[0].calls == ["start", "begin", "take in results", "commit", "stop"]
+    assert made[1].calls == ["start"]
+    assert timeouts == [ENDING_TIMEOUT_MS, kafka.TRANSACTION_TIMEOUT_MS]
