@@ -91,7 +91,7 @@ class Plan:
 
 async def write(group: Group, plans: list[Plan]) -> None:
     """Write all cycles, the partitions side by side."""
-    retired, endings = Retired(), Endings(group.options)
+    retired, endings = Retired(), Endings(group.options, [group.changelog])
 
     async def one(partition: int, plan: Plan) -> None:
         transactions = Transactions(
@@ -103,6 +103,7 @@ async def write(group: Group, plans: list[Plan]) -> None:
             changelog_topic=group.changelog,
             partition=partition,
             outlets=[],
+            unled=[],
             retired=retired,
         )
         await transactions.settle()
