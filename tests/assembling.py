@@ -160,17 +160,7 @@ class Bench:
 
     async def forget_members(self) -> None:
         """Take members that are dead or frozen out of the group, as the broker does when their session has ended."""
-        group = self.settings.group_id
-        admin = AIOKafkaAdminClient(**self.options)
-        await admin.start()
-        try:
-            coordinator = await admin.find_coordinator(group)
-            for answer in await admin.describe_consumer_groups([group], coordinator):
-                members = answer.groups[0][5]
-                for member in members:
-                    await admin._send_request(LeaveGroupRequest(group, member[0]), coordinator)
-        finally:
-            await admin.close()
+        await forget_members(self.options, self.settings.group_id)
 
     @contextlib.asynccontextmanager
     async def assembling(
@@ -274,6 +264,24 @@ class Bench:
             return len(await self.results()) >= count
 
         await until(there, watched)
+
+
+async def forget_members(options: Mapping[str, Any], group: str) -> None:
+    """Take all members out of a group: those that are dead or frozen stay in it until their session has ended.
+
+    Args:
+        options: to reach the brokers.
+        group: whose members.
+    """
+    admin = AIOKafkaAdminClient(**options)
+    await admin.start()
+    try:
+        coordinator = await admin.find_coordinator(group)
+        for answer in await admin.describe_consumer_groups([group], coordinator):
+            for member in answer.groups[0][5]:
+                await admin._send_request(LeaveGroupRequest(group, member[0]), coordinator)
+    finally:
+        await admin.close()
 
 
 async def until(condition: Condition, watched: "asyncio.Task[None] | None" = None) -> None:

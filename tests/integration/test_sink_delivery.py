@@ -27,7 +27,7 @@ from ingest.contract.topics import TopicSpec
 from ingest.runtime.errors import UsageError
 from ingest.runtime.kafka import TopicAdmin, client_options
 from ingest.runtime.partitioner import partition_of
-from tests.assembling import until
+from tests.assembling import forget_members, until
 
 PARTITIONS = 3
 
@@ -236,6 +236,7 @@ async def test_a_kill_between_destination_and_offset_changes_no_row(bench: Bench
     await bench.publish([a_result(f"m{number}", revision) for number in range(50) for revision in (1, 2)])
     async with bench.process("-c", DIES_AT_COMMIT) as process:
         assert await asyncio.wait_for(process.wait(), 60) == -signal.SIGKILL
+    await forget_members(bench.options, bench.chosen["sink_group_id"])
     before = await bench.rows()
     assert before
 
