@@ -188,12 +188,13 @@ def _check_framing(request: web.BaseRequest) -> None:
     """Refuse what the HTTP parser takes although it has no one meaning (RFC 9112 sections 2.3 and 6.1).
 
     Raises:
-        RefusedError: another version than 1.0 and 1.1, or none; chunks in HTTP/1.0, which knows none.
+        RefusedError: another version than 1.0 and 1.1, or none; chunks in HTTP/1.0, which knows none; chunks with an
+            `Upgrade`, where llhttp may see no body at all.
     """
-    version = request.version
-    if version == HttpVersion11:
+    version, headers = request.version, request.headers
+    if version == HttpVersion11 and "Upgrade" not in headers:
         return
-    if version != HttpVersion10 or "Transfer-Encoding" in request.headers:
+    if version not in {HttpVersion10, HttpVersion11} or "Transfer-Encoding" in headers:
         raise RefusedError(statuses.NOT_HTTP)
 
 

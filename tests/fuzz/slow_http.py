@@ -34,7 +34,7 @@ _FIELD: Final = re.compile(
     rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*"
     rb"((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
 )
-_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?")
+_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\x21-\x7e\x80-\xff]*)?")
 _TYPES: Final = {b"/batchReport": b"application/json", b"/report": b"application/x-www-form-urlencoded"}
 
 
@@ -193,6 +193,8 @@ def _body(head: _Head, data: bytes, at: int) -> tuple[bytes, int]:
         raise _UnclearError  # it has no body (RFC 9110 section 9.3.6)
     if codings:
         if lengths or len(codings) > 1 or codings[0].lower() != b"chunked" or head.version == b"1.0":
+            raise _UnclearError
+        if head.all(b"upgrade"):  # llhttp may see no body at all
             raise _UnclearError
         return _chunks(data, at)
     if not lengths:

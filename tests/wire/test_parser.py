@@ -87,6 +87,20 @@ async def test_an_upgrade_is_not_taken_up(start: Start) -> None:
     assert await sender.end() == b""
 
 
+@pytest.mark.parametrize("coding", ["chunked", "CHUNKED\t"])
+async def test_no_chunks_come_with_an_upgrade(start: Start, coding: str) -> None:
+    """With a blank behind `chunked` the parser saw a request without body: its reports were gone, an empty one kept."""
+    receiver = await start()
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", f"Transfer-Encoding: {coding}")
+    sender = await receiver.connect()
+
+    await sender.send(a_request(b'17\r\n{"statusReportList":[]}\r\n0\r\n\r\n', headers=upgrade))
+
+    response = await sender.answer()
+    assert (response.status, response.headers["connection"]) == (400, "close")
+    assert receiver.spool.pushes == []
+
+
 @pytest.mark.parametrize("version", ["", "HTTP/0.9", "HTTP/2.0", "http/1.1"])
 async def test_other_versions_are_refused(start: Start, version: str) -> None:
     """The HTTP parser takes some of them; what such a request is nobody has said."""
