@@ -199,7 +199,6 @@ class Endings:
             if line is not self._line and not line.users:
                 await stop_client(line)
 
-
     def _give_up(self, line: "_Line") -> None:
         if self._line is line:
             self._line = None

@@ -28,11 +28,11 @@ class UnendedError(Exception):
 class Endings(Protocol):
     """What is asked about transactions (`consumers.engine.endings`)."""
 
-    async def last(self, identity: str) -> Last | None: ...  # noqa: D102
+    async def last(self, identity: str, /) -> Last | None: ...  # noqa: D102
     async def missing(  # noqa: D102
-        self, producer_id: int, places: Collection[Any], *, own: Any = None, unled: Collection[Any] = ()
+        self, producer_id: int, places: Collection[Any], /, *, own: Any = None, unled: Collection[Any] = ()
     ) -> Open: ...
-    async def commit(self, identity: str, last: Last) -> None: ...  # noqa: D102
+    async def commit(self, identity: str, last: Last, /) -> None: ...  # noqa: D102
 
 
 class WriteEnd(Protocol):
@@ -41,7 +41,7 @@ class WriteEnd(Protocol):
     To commit with a producer whose transaction timeout is `ENDING_TIMEOUT_MS`, to abort with any other.
     """
 
-    async def __call__(self, places: Collection[Any], *, commit: bool) -> None: ...  # noqa: D102
+    async def __call__(self, places: Collection[Any], /, *, commit: bool) -> None: ...  # noqa: D102
 
 
 class Settlement:

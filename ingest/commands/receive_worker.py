@@ -68,7 +68,7 @@ or get a clear 503 meanwhile."""
 
 SWITCH_S: Final = 0.0005
 """How long the event loop may keep the interpreter while the threads of spool and disk want it. They take it several
-times for each group of pushes, and with Python's own 5 ms a busy loop makes each push wait for some of ten times that."""
+times for each group of pushes: with Python's own 5 ms a busy loop makes each push wait for some of ten times that."""
 
 LAST_S: Final = 1.0
 """When all is done, for threads that wait for the disk."""

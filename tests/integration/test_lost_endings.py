@@ -124,7 +124,7 @@ async def test_an_end_that_nobody_can_tell_is_left_to_an_operator(
         await bench.publish(some_reports(10))
 
         async def held() -> bool:
-            return PAUSED._value.get() == paused + 1
+            return bool(PAUSED._value.get() == paused + 1)
 
         await until(held, running)
 
