@@ -52,9 +52,6 @@ class Slow(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin in the way of the kind."""
         self._transport = cast("asyncio.Transport", transport)
-        if self._kind == "flood":
-            self._transport.abort()
-            return
         if self._kind == "unread":
             self._transport.pause_reading()
         self._transport.write(BEGINNING[self._kind])
@@ -95,6 +92,8 @@ async def keep(kind: str, address: str, port: int, *, connecting: asyncio.Semaph
             async with connecting:
                 sock.bind((address, 0))
                 await loop.sock_connect(sock, ("127.0.0.1", port))
+                if kind == "flood":
+                    raise ConnectionAbortedError
                 await loop.create_connection(lambda made=protocol: made, sock=sock)  # type: ignore[misc]
         except OSError:
             sock.close()

@@ -152,6 +152,8 @@ async def besieged(kind: str, connections: int, port: int, addresses: int) -> As
     try:
         await process.stdout.readline()
         yield
+        if process.returncode is not None:
+            raise RuntimeError(f"the slow senders ended by themselves, with status {process.returncode}")
     finally:
         process.stdin.close()
         await process.wait()

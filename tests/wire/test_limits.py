@@ -3,11 +3,14 @@
 import asyncio
 import errno
 import socket
+import time
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 
 from ingest.receiver import crowd
+from ingest.receiver.app import ACCEPT_PAUSE_S
 from ingest.receiver.connection import FRAMING_MAX_BYTES
 from tests.wire.conftest import FakeSpool, Receiver, Sender, Start, a_request
 
@@ -290,12 +293,12 @@ async def test_memory_goes_to_those_who_finish(start: Start) -> None:
 class Exhausted(socket.socket):
     """A listening socket of a process that has no descriptors left, for a while."""
 
-    failures = 2
+    failed_at: ClassVar[list[float]] = []
 
     def accept(self) -> tuple[socket.socket, object]:
-        """Fail as the kernel does."""
-        if Exhausted.failures:
-            Exhausted.failures -= 1
+        """Fail twice as the kernel does."""
+        if len(self.failed_at) < 2:
+            self.failed_at.append(time.monotonic())
             raise OSError(errno.EMFILE, "Too many open files")
         return super().accept()
 
@@ -308,3 +311,5 @@ async def test_without_descriptors_accepting_pauses(start: Start) -> None:
 
     assert response.status == 200
     assert limited(receiver, "descriptors") == 2
+    first, second = Exhausted.failed_at
+    assert second - first > ACCEPT_PAUSE_S / 2
