@@ -1,12 +1,9 @@
 """The receiver under as much hostile input as each run of the suite can bear; `python -m tests.fuzz` is longer."""
 
-import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import uvloop
 
 from ingest.contract.push import Push, Route
 from tests.fuzz.framing import Case, Finish
@@ -22,11 +19,6 @@ REQUEST = b"POST /batchReport HTTP/1.1\r\nHost: a\r\nContent-Length: 23\r\n\r\n"
 PUSH = Push(1, Route.BATCH, 0, BODY)
 CASE = Case(1, "plain", REQUEST, (), Finish.END)
 HEARD = Heard([Answer(200, b"", SUCCESS, closes=False)], b"", reset=False, closed=True, sender="127.0.0.1")
-
-
-def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The event loop of production."""
-    return {"uvloop": uvloop.new_event_loop}
 
 
 async def test_twenty_thousand_hostile_inputs_find_nothing(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.fuzz.receiver import on_disk
 from tests.fuzz.sender import Heard, send
 from tests.fuzz.slow_http import BODY_MAX_BYTES, REPORTS_MAX, Wire, read_wire
 
-CASES = 600
+CASES = 400
 SEED = 11
 ABREAST = 48
 READY_TRIES = 300
@@ -62,7 +62,7 @@ async def test_the_command_survives_and_its_books_balance(tmp_path: Path) -> Non
         "DLR_REPORTS_MAX": str(REPORTS_MAX),
         "DLR_REQUEST_TIMEOUT_S": "2",
         "DLR_KEEPALIVE_S": "2",
-        "DLR_SHUTDOWN_GRACE_S": "5",
+        "DLR_SHUTDOWN_GRACE_S": "2",
         "DLR_LOG_FORMAT": "json",
     }
     with log.open("wb") as output:
