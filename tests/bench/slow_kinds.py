@@ -23,11 +23,11 @@ TICK_S: Final = 1.0
 """Between two bytes of a slow sender."""
 
 FLOOD_PER_S: Final = 500
-"""Connections that are opened and dropped at once, over all slots."""
+"""Connections that are opened and dropped at once, over all slots, one after the other."""
 
 CONNECTING_MOST: Final = 100
-REST_MOST_S: Final = 0.2
-"""Before a slot connects again, at random."""
+REST_MOST_S: Final = 1.0
+"""Before a slot connects, at random: slots that come all at once, or at once again, are a flood."""
 
 RECEIVE_BUFFER_BYTES: Final = 4096
 HEAD: Final = b"POST /batchReport HTTP/1.1\r\nHost: slow.example.com\r\nContent-Type: application/json\r\n"
@@ -79,10 +79,11 @@ class Slow(asyncio.Protocol):
             self._transport.write(BEGINNING["unread"])
 
 
-async def keep(kind: str, address: str, port: int, *, connecting: asyncio.Semaphore, rest_s: float) -> None:
+async def keep(kind: str, address: str, port: int, *, connecting: asyncio.Semaphore, rest_most_s: float) -> None:
     """Keep one slot for ever."""
     loop = asyncio.get_running_loop()
     while True:
+        await asyncio.sleep(random.uniform(0, rest_most_s))
         sock = socket.socket()
         sock.setblocking(False)  # noqa: FBT003 - the socket's own signature
         if kind == "unread":
@@ -103,7 +104,6 @@ async def keep(kind: str, address: str, port: int, *, connecting: asyncio.Semaph
                     await asyncio.wait_for(protocol.lost.wait(), TICK_S)
                 except TimeoutError:
                     protocol.tick()
-        await asyncio.sleep(random.uniform(0, REST_MOST_S) + rest_s)
 
 
 async def main() -> None:
@@ -114,10 +114,10 @@ async def main() -> None:
     slots = set()  # a task that nobody keeps may vanish
     for number, each in zip(range(count), kinds, strict=False):
         own = number % addresses
-        rest_s = count / FLOOD_PER_S if each == "flood" else 0.0
+        rest_most_s = 2 * count / FLOOD_PER_S if each == "flood" else REST_MOST_S
         slots.add(
             asyncio.create_task(
-                keep(each, f"127.1.{own // 250}.{own % 250 + 1}", port, connecting=connecting, rest_s=rest_s)
+                keep(each, f"127.1.{own // 250}.{own % 250 + 1}", port, connecting=connecting, rest_most_s=rest_most_s)
             )
         )
     print("begun", flush=True)  # noqa: T201 - what is waited for
