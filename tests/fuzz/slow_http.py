@@ -34,7 +34,10 @@ _FIELD: Final = re.compile(
     rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*"
     rb"((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
 )
-_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\x21-\x7e\x80-\xff]*)?")
+_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(;[\x21-\x7e\x80-\xff]*)?")
+_EXTENSION: Final = re.compile(rb"(?:;[A-Za-z0-9]+=[A-Za-z0-9]+)?")
+"""Extensions of chunks that every reader takes; with others it is left open."""
+
 _TYPES: Final = {b"/batchReport": b"application/json", b"/report": b"application/x-www-form-urlencoded"}
 
 
@@ -100,6 +103,7 @@ class _Head:
     version: bytes
     fields: list[tuple[bytes, bytes]]
     open_size: bool
+    open_chunks: bool = False
 
     def all(self, name: bytes) -> list[bytes]:
         return [value for each, value in self.fields if each == name]
@@ -196,7 +200,7 @@ def _body(head: _Head, data: bytes, at: int) -> tuple[bytes, int]:
             raise _UnclearError
         if head.all(b"upgrade"):  # llhttp may see no body at all
             raise _UnclearError
-        return _chunks(data, at)
+        return _chunks(head, data, at)
     if not lengths:
         return b"", at
     if len(lengths) > 1 or re.fullmatch(rb"[0-9]{1,18}", lengths[0]) is None:
@@ -207,13 +211,14 @@ def _body(head: _Head, data: bytes, at: int) -> tuple[bytes, int]:
     return data[at:end], end
 
 
-def _chunks(data: bytes, at: int) -> tuple[bytes, int]:
+def _chunks(head: _Head, data: bytes, at: int) -> tuple[bytes, int]:
     pieces: list[bytes] = []
     while True:
         line, at = _line(data, at)
         size = _CHUNK.fullmatch(line)
         if size is None:
             raise _UnclearError
+        head.open_chunks |= _EXTENSION.fullmatch(size[2] or b"") is None
         length = int(size[1], 16)
         if not length:
             break
@@ -280,7 +285,7 @@ def _path(target: bytes) -> bytes | None:
 
 
 def _judged(head: _Head, body: bytes, by_head: frozenset[int]) -> Expected:
-    also = frozenset({400, 413}) if head.open_size else frozenset()
+    also = frozenset({400, 413}) if head.open_size or head.open_chunks else frozenset()
     upgrade = bool(head.all(b"upgrade"))
     last = bool(by_head) or _closes(head) or head.open_size or upgrade
     reading = None
