@@ -17,6 +17,10 @@ GRACE_S: Final = 1.0
 opens its connection, unless it or the network is busy: a push lost to a reset is worse than one that waits. When all is
 full, as many newcomers as the bound on connections get in for each such time."""
 
+PEER_GRACE_S: Final = 5.0
+"""The same where an address has as many connections as it may: one that hammers at the door must not make us open and
+close a thousand connections a second, which costs ten times as much as to turn it away."""
+
 _HOST_BITS: Final = 64
 
 WORTH_BYTES: Final = 16 * 1024
@@ -115,7 +119,7 @@ class Crowd:
         peer = network_of(peer)
         if self._of_peer[peer] >= self._most_of_peer and not exempt:
             self.on_limit(Limit.PEER)
-            if not self._evict(self._longest_waiting(lambda other: other.peer == peer)):
+            if not self._evict(self._longest_waiting(lambda other: other.peer == peer, PEER_GRACE_S)):
                 return None
         if self._open >= self._most:
             self.on_limit(Limit.CONNECTIONS)
@@ -190,8 +194,8 @@ class Crowd:
         guest.held -= size
         self.held_bytes -= size
 
-    def _longest_waiting(self, is_wanted: Callable[[Guest], bool]) -> Guest | None:
-        latest = self._now() - GRACE_S
+    def _longest_waiting(self, is_wanted: Callable[[Guest], bool], grace_s: float | None = None) -> Guest | None:
+        latest = self._now() - (GRACE_S if grace_s is None else grace_s)
         for waiting in (self._strangers, self._known):
             for guest in waiting:
                 if guest.since > latest:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ingest.receiver.crowd import GRACE_S, WORTH_BYTES, Crowd, Guest, Limit, network_of
+from ingest.receiver.crowd import GRACE_S, PEER_GRACE_S, WORTH_BYTES, Crowd, Guest, Limit, network_of
 
 
 @dataclass
@@ -110,7 +110,7 @@ def test_an_address_has_a_bound_of_its_own() -> None:
         door.enter(name, "1.2.3.4")
     assert door.crowd.enter("1.2.3.4", lambda: None) is None
 
-    door.now = GRACE_S
+    door.now = PEER_GRACE_S
     door.enter("c", "1.2.3.4")
     door.enter("other", "1.2.3.5")
 
