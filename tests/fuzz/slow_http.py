@@ -34,7 +34,7 @@ _FIELD: Final = re.compile(
     rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*"
     rb"((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
 )
-_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(;[\x21-\x7e\x80-\xff]*)?")
+_CHUNK: Final = re.compile(rb"(0*[0-9A-Fa-f]{1,15})(;[\x21-\x7e\x80-\xff]*)?")
 _EXTENSION: Final = re.compile(rb"(?:;[A-Za-z0-9]+=[A-Za-z0-9]+)?")
 """Extensions of chunks that every reader takes; with others it is left open."""
 
