@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~")
+BLANKS: Final = " \t"
+"""Of HTTP; Unicode has others, which are part of a value."""
+
 ACCESS_KEY: Final = "exampleAk"
 SECRET_KEY: Final = "exampleSk*1231d881wd"  # noqa: S105 - the published one
 DATE: Final = "20241212T070653Z"
@@ -55,7 +58,7 @@ class Signer:
         )
         lines = [self.method, path if path[-1:] == "/" else path + "/"]
         lines.append("&".join(encoded(name) + "=" + encoded(value) for name, value in ordered))
-        lines += [f"{name.lower()}:{value.strip()}" for name, value in self.headers]
+        lines += [f"{name.lower()}:{value.strip(BLANKS)}" for name, value in self.headers]
         lines += ["", ";".join(name.lower() for name, _ in self.headers)]
         lines.append(hashlib.sha256(self.body).hexdigest() if self.payload_hash is None else self.payload_hash)
         return "\n".join(lines)

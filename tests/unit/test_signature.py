@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from ingest.contract.setting_types import EXTERNAL_HOSTS_MAX
 from ingest.receiver import signature
 from ingest.receiver.signature import (
+    QUERY_BYTES_MAX,
     QUERY_PAIRS_MAX,
+    SIGNED_BYTES_MAX,
     SIGNED_HEADERS_MAX,
     NotAuthenticError,
     Proxy,
@@ -374,7 +377,9 @@ def test_a_repeated_header_is_refused_behind_a_proxy_too() -> None:
 
 
 def test_more_than_any_push_has_is_refused_before_it_costs_anything() -> None:
-    """Signed headers, parameters of the query, bytes of Authorization."""
+    """Signed headers, parameters of the query, bytes of both and of Authorization."""
+    signed = sum(len(name) + len(value) for name, value in Signer().headers)
+    fitting = SIGNED_BYTES_MAX - signed - len("x")
     many = [(f"x-{number}", "1") for number in range(SIGNED_HEADERS_MAX - 1)]
     pairs = "&".join(f"a{number}=1" for number in range(QUERY_PAIRS_MAX + 1))
     long = b"SDK-HMAC-SHA256 Access=a, SignedHeaders=" + b"h" * 5000
@@ -382,6 +387,37 @@ def test_more_than_any_push_has_is_refused_before_it_costs_anything() -> None:
     assert judged(received(Signer(headers=[*Signer().headers, *many]))) == Reason.TOO_MUCH
     assert judged(received(target=f"/batchReport?{pairs}")) == Reason.TOO_MUCH
     assert judged(with_authorization(long)) == Reason.TOO_MUCH
+    for size, verdict in ((fitting, ACCESS_KEY), (fitting + 1, Reason.TOO_MUCH)):
+        assert judged(received(Signer(headers=[*Signer().headers, ("x", "v" * size)]))) == verdict
+    for size, verdict in ((QUERY_BYTES_MAX, ACCESS_KEY), (QUERY_BYTES_MAX + 1, Reason.TOO_MUCH)):
+        value = "v" * (size - len("a="))
+        assert judged(received(Signer(query=[("a", value)]), target=f"/batchReport?a={value}")) == verdict
+
+
+def test_the_work_behind_a_proxy_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that one anonymous request can have hashed: 216 candidates of 6 KB, a millisecond or two."""
+    hashed: list[int] = []
+    really = signature.text_to_sign
+
+    def counted(date: bytes, canonical: bytes) -> bytes:
+        hashed.append(len(canonical))
+        return really(date, canonical)
+
+    monkeypatch.setattr(signature, "text_to_sign", counted)
+    proxy = Proxy(
+        hosts=tuple(f"{number}.example.com" for number in range(EXTERNAL_HOSTS_MAX)),
+        path_prefix="/sms",
+        connection_values=("close", "keep-alive"),
+    )
+    odd = [("connection", "odd"), ("content-length", "1"), *Signer().headers]
+    most = SIGNED_BYTES_MAX - sum(len(name) + len(value) for name, value in odd) - len("x")
+    query = "%80=&~=&a="
+    query += "\udcff" * (QUERY_BYTES_MAX - len(query))
+    request = received(Signer(headers=[*odd, ("x", "v" * most)]), target=f"/batchReport?{query}")
+
+    assert judged(request, proxy=proxy) == Reason.WRONG
+    assert len(hashed) == (EXTERNAL_HOSTS_MAX + 1) * 3 * 2 * 2 * 2
+    assert max(hashed) < 3 * QUERY_BYTES_MAX + 2 * SIGNED_BYTES_MAX
 
 
 def test_known_and_unknown_access_keys_cost_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
