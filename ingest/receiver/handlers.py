@@ -10,7 +10,7 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.streams import StreamReader
 
 from ingest.contract.push import Push, Route, count_reports
-from ingest.contract.report import RejectedError
+from ingest.contract.report import Reason, RejectedError
 from ingest.receiver import statuses
 from ingest.receiver.connection import BrokenFramingError, Connection, CrowdedOutError, FramingTooLargeError
 from ingest.receiver.crowd import Limit
@@ -96,8 +96,8 @@ class CallbackHandler:
         try:
             if self._signatures is not None:
                 self._signatures.check(request, body)
-            reports, answer = self._judge(route, body)
-            await self._durable.keep(Push(self._clock.wall_ms(), route, reports, body))
+            reports, refused, answer = self._judge(route, body)
+            await self._durable.keep(Push(self._clock.wall_ms(), route, reports, body, refused))
         except BusyError as busy:
             raise RefusedError(statuses.come_back(busy.retry_after_s)) from busy
         finally:
@@ -176,26 +176,35 @@ class CallbackHandler:
         self._metrics.count_limit(Limit.BODY_SIZE)
         return RefusedError(statuses.TOO_LARGE)
 
-    def _judge(self, route: Route, body: bytes) -> tuple[int, Answer]:
-        """How many reports the push counts as, and its answer once it is durable: a refused body is kept, too."""
+    def _judge(self, route: Route, body: bytes) -> tuple[int, Reason | None, Answer]:
+        """How many reports the push counts as, why it is refused, and its answer once it is durable.
+
+        A refused body is kept, too, with the reason, because it must stay refused whatever the limits become.
+        """
         try:
-            return count_reports(route, body, reports_max=self._limits.reports_max), statuses.SUCCESS
+            return count_reports(route, body, reports_max=self._limits.reports_max), None, statuses.SUCCESS
         except RejectedError as rejected:
-            return 1, statuses.bad_request(rejected.detail)
+            return 1, rejected.reason, statuses.bad_request(rejected.detail)
 
 
 def _check_framing(request: web.BaseRequest) -> None:
     """Refuse what the HTTP parser takes although it has no one meaning (RFC 9112 sections 2.3 and 6.1).
 
     Raises:
-        RefusedError: another version than 1.0 and 1.1, or none; chunks in HTTP/1.0, which knows none; chunks with an
-            `Upgrade`, where llhttp may see no body at all.
+        RefusedError: another version than 1.0 and 1.1, or none; chunks in HTTP/1.0, which knows none; a coding beside
+            an `Upgrade` that llhttp does not read as chunks (a tab behind `chunked`): it sees no body at all then.
     """
     version, headers = request.version, request.headers
-    if version == HttpVersion11 and "Upgrade" not in headers:
+    if version == HttpVersion11 and ("Upgrade" not in headers or _is_read_as_sent(request)):
         return
     if version not in {HttpVersion10, HttpVersion11} or "Transfer-Encoding" in headers:
         raise RefusedError(statuses.NOT_HTTP)
+
+
+def _is_read_as_sent(request: web.BaseRequest) -> bool:
+    """Whether the parser reads chunks if it was sent a coding; Java's HttpClient offers h2c with every such request."""
+    message = request._message  # noqa: SLF001 - what the parser itself saw stands nowhere else
+    return message.chunked or "Transfer-Encoding" not in request.headers
 
 
 def _may_end_elsewhere(request: web.BaseRequest) -> bool:

@@ -198,8 +198,6 @@ def _body(head: _Head, data: bytes, at: int) -> tuple[bytes, int]:
     if codings:
         if lengths or len(codings) > 1 or codings[0].lower() != b"chunked" or head.version == b"1.0":
             raise _UnclearError
-        if head.all(b"upgrade"):  # llhttp may see no body at all
-            raise _UnclearError
         return _chunks(head, data, at)
     if not lengths:
         return b"", at

@@ -1,5 +1,8 @@
 """What the HTTP parser itself refuses: 400 or 415 in our own words, at once, and never kept."""
 
+import asyncio
+import socket
+
 import orjson
 import pytest
 
@@ -87,9 +90,45 @@ async def test_an_upgrade_is_not_taken_up(start: Start) -> None:
     assert await sender.end() == b""
 
 
-@pytest.mark.parametrize("coding", ["chunked", "CHUNKED\t"])
-async def test_no_chunks_come_with_an_upgrade(start: Start, coding: str) -> None:
-    """With a blank behind `chunked` the parser saw a request without body: its reports were gone, an empty one kept."""
+@pytest.mark.parametrize(
+    "upgrade",
+    [
+        (
+            "Connection: Upgrade, HTTP2-Settings",
+            "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+            "Upgrade: h2c",
+        ),
+        ("Connection: Upgrade", "Upgrade: websocket"),
+        ("Upgrade: h2c",),
+        ("Connection: Upgrade", "Upgrade: "),
+    ],
+)
+@pytest.mark.parametrize("cuts", [0, 1, 7])
+async def test_chunks_that_come_with_an_upgrade_are_a_body(start: Start, upgrade: tuple[str, ...], cuts: int) -> None:
+    """Java's HttpClient offers h2c of its own accord. However the bytes arrive, nothing behind them is a request."""
+    receiver = await start()
+    sender = await receiver.connect()
+    body = b'{"statusReportList":[]}'
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    request = a_request(chunks, headers=(*upgrade, "Transfer-Encoding: chunked"))
+
+    if cuts:
+        sender.writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(0, len(request), cuts):
+            await sender.send(request[at : at + cuts])
+            await asyncio.sleep(0)
+        response = await sender.answer()
+    else:
+        await sender.send(request + a_request(b'{"statusReportList":[1]}'))
+        response = await sender.answer()
+
+    assert (response.status, response.headers["connection"]) == (200, "close")
+    assert [push.body for push in receiver.spool.pushes] == [body]
+
+
+@pytest.mark.parametrize("coding", ["CHUNKED\t", "\tchunked\t", "identity"])
+async def test_no_other_coding_comes_with_an_upgrade(start: Start, coding: str) -> None:
+    """With a tab behind `chunked` the parser saw a request without body: its reports were gone, an empty one kept."""
     receiver = await start()
     upgrade = ("Connection: Upgrade", "Upgrade: websocket", f"Transfer-Encoding: {coding}")
     sender = await receiver.connect()
