@@ -10,9 +10,6 @@ from ingest.contract.identity import report_id
 from ingest.contract.push import Element, Route, read_element, split
 from ingest.contract.report import Reason, RejectedError, decode_report
 
-REPORTS_UNLIMITED = 2**31
-"""Replay has no limit of reports per push."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Letter:
@@ -134,7 +131,7 @@ def _received(letter: Letter, now_ms: int) -> tuple[list[Publication], list[Reje
 def _elements(letter: Letter, route: Route, value: bytes) -> list[Element]:
     if letter.header("dlq-unit") == Unit.ELEMENT:
         return [read_element(value)]
-    return split(route, value, reports_max=REPORTS_UNLIMITED)
+    return split(route, value)
 
 
 def _assembled(letter: Letter, now_ms: int) -> Publication:

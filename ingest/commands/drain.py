@@ -127,7 +127,7 @@ async def _drain(settings: DrainSettings, options: dict[str, object]) -> Drained
         raise UsageError(f"the spool folder {root} cannot be used: {error.strerror}") from None
     topics = ForwardTopics(reports=settings.reports_topic, dead_letters=settings.dead_letters_topic)
     publisher = open_publisher(options, clock)
-    courier = Courier(publisher, topics=topics, accounts=accounts, clock=clock, reports_max=settings.reports_max)
+    courier = Courier(publisher, topics=topics, accounts=accounts, clock=clock)
     try:
         return await drain(
             adopted,

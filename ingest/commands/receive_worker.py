@@ -105,7 +105,6 @@ class Worker:
             topics=ForwardTopics(reports=settings.reports_topic, dead_letters=settings.dead_letters_topic),
             accounts=self._accounts,
             clock=self._clock,
-            reports_max=settings.reports_max,
         )
         self._forwarder = Forwarder(self._courier, self._clock)
         self._durable = durable_path(

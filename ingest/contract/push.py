@@ -1,7 +1,8 @@
 """One push of the platform and its division into reports.
 
-Splitting is a pure function of the body, repeated when the spool is forwarded, so that a better parser can split anew
-what an older one kept. Rules: docs/contract.md sections 3, 5 and 6.
+Whether a push is taken is judged once, under the limits of the receiver that answers it. Splitting is a pure function
+of the body, repeated when the spool is forwarded, so that a better parser can split anew what an older one kept; no
+limit of that time counts for it. Rules: docs/contract.md sections 3, 5 and 6.
 """
 
 from array import array
@@ -19,7 +20,8 @@ DEPTH_MAX = 64
 """Containers inside one another in a body, its own object included."""
 
 NESTED_MAX = 50_000
-"""Objects and lists in a batch besides its elements: half a million, which fit into a body, cost half a second."""
+"""Objects and lists that a batch may have beyond the limit of reports, all of them counted, the reports and the body
+itself, too: half a million, which fit into a body, cost half a second."""
 
 FORM_PIECES_MAX = 50_000
 """Pairs and escapes (`%`) of a form, together, for the same reason."""
@@ -40,12 +42,15 @@ class Push(msgspec.Struct, frozen=True, gc=False):
         route: which callback it came by.
         reports: how many reports it counts as: its elements, or 1 for a body that cannot be split.
         body: the bytes, untouched.
+        refused: why it was answered 400, None if it was answered 200. It stays one dead letter, or the reports that it
+            was taken with, whatever the limits are when it is published.
     """
 
     received_ms: int
     route: Route
     reports: int
     body: bytes
+    refused: Reason | None = None
 
 
 class Element(NamedTuple):
@@ -84,25 +89,31 @@ def count_reports(route: Route, body: bytes, *, reports_max: int) -> int:
     return len(_elements(body, reports_max))
 
 
-def split(route: Route, body: bytes, *, reports_max: int, counted: int | None = None) -> list[Element]:
-    """Divide a body into its reports, each with its verdict.
-
-    Args:
-        route: which callback it came by.
-        body: the bytes as received.
-        reports_max: the most elements of a batch; replay passes a number that nothing reaches.
-        counted: the number of elements that were counted when the push was accepted. A body of exactly so many
-            elements is not too many, even if the limit was lowered since.
+def split(route: Route, body: bytes) -> list[Element]:
+    """Divide a body into its reports, each with its verdict. However many they are: that was judged by `count_reports`.
 
     Raises:
-        RejectedError: the body is refused whole and is one dead letter.
+        RejectedError: the body cannot be divided and is one dead letter.
     """
     if route is Route.SINGLE:
         value, report = _read_form(body)
         return [Element(value, report, None)]
-    elements = _elements(body, reports_max if counted is None else max(reports_max, counted))
+    elements = _elements(body, None)
     raw = _list.decode(_body.decode(body).statusReportList)
     return [_judge(bytes(value), element) for value, element in zip(raw, elements, strict=True)]
+
+
+def refusal(push: Push, reason: Reason) -> RejectedError:
+    """Why a push was answered 400, in words. Its reason stands; the limits of then are not known any more."""
+    if reason is Reason.TOO_MANY_REPORTS:
+        return RejectedError(reason, "The body had more reports than were allowed when it was received.")
+    try:
+        # The least limit, so that what was refused for its size costs no more now; its sentences are true of any other.
+        count_reports(push.route, push.body, reports_max=0)
+    except RejectedError as rejected:
+        if rejected.reason is reason:
+            return rejected
+    return RejectedError(reason, "The body was refused when it was received.")
 
 
 def read_element(value: bytes) -> Element:
@@ -120,13 +131,15 @@ def _judge(value: bytes, element: object) -> Element:
         return Element(value, None, error)
 
 
-def _elements(body: bytes, reports_max: int) -> list[object]:
+def _elements(body: bytes, reports_max: int | None) -> list[object]:
+    """The decoded elements of a batch; without a limit of reports there is none of objects and lists either."""
+    plain = body
     # Looked at before the body is decoded, because that is what is dear. What stands in strings is no bracket, but it
-    # is only looked for where it matters. A replay has no bound on elements, and has none here.
-    most = reports_max + NESTED_MAX
-    plain = _without_strings(body) if _openers(body) > most else body
-    if _openers(plain) > most:
-        raise RejectedError(Reason.NOT_JSON, f"The body has more than {NESTED_MAX} objects and lists in its elements.")
+    # is only looked for where it matters.
+    if reports_max is not None and _openers(body) > (most := reports_max + NESTED_MAX):
+        plain = _without_strings(body)
+        if _openers(plain) > most:
+            raise RejectedError(Reason.NOT_JSON, f"The body has more than {most} objects and lists.")
     try:
         decoded = decode_json(body)
     except ValueError:
@@ -138,7 +151,7 @@ def _elements(body: bytes, reports_max: int) -> list[object]:
         raise RejectedError(Reason.BAD_FIELD, "The body has no list statusReportList.")
     if _deeper_than(plain, elements):
         raise RejectedError(Reason.NOT_JSON, f"The body is nested deeper than {DEPTH_MAX}.")
-    if len(elements) > reports_max:
+    if reports_max is not None and len(elements) > reports_max:
         raise RejectedError(Reason.TOO_MANY_REPORTS, f"The body has more than {reports_max} reports.")
     return elements
 

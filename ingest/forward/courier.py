@@ -41,17 +41,13 @@ class Courier:
         topics: where to.
         accounts: of this process.
         clock: dates dead letters.
-        reports_max: `DLR_REPORTS_MAX`.
     """
 
-    def __init__(
-        self, publisher: Publisher, *, topics: ForwardTopics, accounts: Accounts, clock: Clock, reports_max: int
-    ) -> None:
+    def __init__(self, publisher: Publisher, *, topics: ForwardTopics, accounts: Accounts, clock: Clock) -> None:
         self._publisher = publisher
         self._topics = topics
         self._accounts = accounts
         self._clock = clock
-        self._reports_max = reports_max
         self._metrics = ForwardMetrics()
 
     async def unpack(self, pushes: Iterable[Push]) -> list[Parcel]:
@@ -62,7 +58,7 @@ class Courier:
             if since >= TURN_REPORTS:
                 since = 0
                 await asyncio.sleep(0)
-            parcels.append(unpack(push, reports_max=self._reports_max, now_ms=self._clock.wall_ms()))
+            parcels.append(unpack(push, now_ms=self._clock.wall_ms()))
             since += push.reports + 1
         return parcels
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import structlog
 
 from ingest.contract.dead_letter import DeadLetter, Unit
-from ingest.contract.push import Push, split
+from ingest.contract.push import Push, refusal, split
 from ingest.contract.report import Reason, RejectedError
 from ingest.forward.record import Record, ReportRecords
 
@@ -78,16 +78,15 @@ class Parcel:
         self.quarantined += moved
 
 
-def unpack(push: Push, *, reports_max: int, now_ms: int) -> Parcel:
-    """Divide a push into records and dead letters. Never raises for what the body holds.
+def unpack(push: Push, *, now_ms: int) -> Parcel:
+    """Divide a push into records and dead letters, as it was answered. Never raises for what the body holds.
 
     Args:
         push: as the spool kept it.
-        reports_max: `DLR_REPORTS_MAX`; a push that was accepted with more is not refused afterwards.
         now_ms: when its dead letters became such.
     """
     try:
-        return _unpack(push, reports_max, now_ms)
+        return _unpack(push, now_ms)
     except RejectedError as rejected:
         return _whole(push, rejected, now_ms)
     except MemoryError:
@@ -104,10 +103,12 @@ def unpack(push: Push, *, reports_max: int, now_ms: int) -> Parcel:
         return _whole(push, RejectedError(Reason.INTERNAL, "The push could not be split by a fault of ours."), now_ms)
 
 
-def _unpack(push: Push, reports_max: int, now_ms: int) -> Parcel:
+def _unpack(push: Push, now_ms: int) -> Parcel:
+    if push.refused is not None:
+        return _whole(push, refusal(push, push.refused), now_ms)
     make = ReportRecords(push.route, push.received_ms).make
     records, letters = [], []
-    for value, report, rejected in split(push.route, push.body, reports_max=reports_max, counted=push.reports):
+    for value, report, rejected in split(push.route, push.body):
         if report is not None:
             records.append(make(value, report))
         elif rejected is not None:

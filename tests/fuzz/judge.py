@@ -9,7 +9,7 @@ from typing import Final
 
 import orjson
 
-from ingest.contract.push import Push, Route, split
+from ingest.contract.push import Push, Route, count_reports, split
 from ingest.contract.report import RejectedError
 from tests.fuzz.framing import Case, Finish
 from tests.fuzz.sender import Answer, Heard
@@ -146,17 +146,23 @@ def judge_push(push: Push) -> list[str]:
     wrong = []
     if push.reports != reading.reports:
         wrong.append(f"counted as {push.reports}, not {reading.reports}")
+    if (push.refused is None) != reading.taken:
+        wrong.append(f"kept as refused for {push.refused}")
     return wrong + judge_split(push.route, push.body, reading)
 
 
 def judge_split(route: Route, body: bytes, reading: Reading) -> list[str]:
-    """Hold the product's division of a body to the slow reader's."""
+    """Hold the product's verdict on a body and its division to the slow reader's."""
     try:
-        elements = split(route, body, reports_max=REPORTS_MAX)
+        count_reports(route, body, reports_max=REPORTS_MAX)
     except RejectedError:
         return ["refused, but readable"] if reading.taken else []
     if not reading.taken:
         return ["taken, but not readable"]
+    try:
+        elements = split(route, body)
+    except RejectedError:
+        return ["taken, but not divided"]
     wrong = []
     if route is Route.BATCH and tuple(element.value for element in elements) != reading.pieces:
         wrong.append("divided into other pieces")

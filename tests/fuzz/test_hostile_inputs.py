@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ingest.contract.push import Push, Route
+from ingest.contract.report import Reason
 from tests.fuzz.framing import Case, Finish
 from tests.fuzz.judge import NOT_HTTP, SUCCESS, judge, judge_push
 from tests.fuzz.rounds import Tally, run_round
@@ -80,9 +81,17 @@ def test_each_way_of_being_wrong_is_found(heard: Heard, kept: list[Push]) -> Non
     assert judge(CASE, read_wire(REQUEST), heard, kept) != []
 
 
-@pytest.mark.parametrize("push", [Push(1, Route.BATCH, 1, BODY), Push(1, Route.SINGLE, 2, b"x")])
-def test_a_push_that_is_counted_wrongly_is_found(push: Push) -> None:
-    """The count of an answered push is what the accounts rest on."""
+@pytest.mark.parametrize(
+    "push",
+    [
+        Push(1, Route.BATCH, 1, BODY),
+        Push(1, Route.SINGLE, 2, b"x", Reason.MISSING_ID),
+        Push(1, Route.SINGLE, 1, b"x"),
+        Push(1, Route.BATCH, 0, BODY, Reason.NOT_JSON),
+    ],
+)
+def test_a_push_that_is_counted_or_judged_wrongly_is_found(push: Push) -> None:
+    """The count of an answered push is what the accounts rest on, its verdict what becomes of it."""
     assert judge_push(push) != []
 
 

@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer
 
 from deploy.local.processes import PortLease
 from ingest.contract.push import Push, Route
+from ingest.contract.report import Reason
 from ingest.contract.topics import TopicSpec
 from ingest.forward import drain as drain_module
 from ingest.forward.courier import Courier, ForwardTopics
@@ -45,12 +46,12 @@ async def spool_of(root: Path, *pushes: Push) -> DiskSpool:
     return spool
 
 
-async def run_drain(root: Path, bootstrap: str, prefix: str) -> subprocess.CompletedProcess[str]:
+async def run_drain(root: Path, bootstrap: str, prefix: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a process of its own."""
     command = [
         *(sys.executable, "-m", "ingest", "drain", "--spool-dir", str(root), "--spool-allow-volatile"),
         *("--kafka-bootstrap-servers", bootstrap),
-        *("--reports-topic", prefix + "reports", "--dead-letters-topic", prefix + "letters"),
+        *("--reports-topic", prefix + "reports", "--dead-letters-topic", prefix + "letters", *options),
     ]
     return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, timeout=60)
 
@@ -75,12 +76,12 @@ async def values(bootstrap: str, topic: str, count: int) -> list[bytes | None]:
 
 
 async def test_what_an_ended_process_left_is_published(kafka_bootstrap: str, topic_prefix: str, tmp_path: Path) -> None:
-    """Every report and dead letter arrives, the folders are gone, and the status is 0; once more is 0, too."""
+    """All of it arrives, whatever the limits are now, the folders are gone, and the status is 0; again: 0, too."""
     await make_topics(kafka_bootstrap, topic_prefix)
-    unusable = Push(RECEIVED_MS, Route.BATCH, 1, b"{")
+    unusable = Push(RECEIVED_MS, Route.BATCH, 1, b"{", Reason.NOT_JSON)
     await (await spool_of(tmp_path, batch(*range(30)), unusable, batch(30))).close()
 
-    done = await run_drain(tmp_path, kafka_bootstrap, topic_prefix)
+    done = await run_drain(tmp_path, kafka_bootstrap, topic_prefix, "--reports-max", "1")
 
     assert (done.returncode, done.stdout) == (
         0,
@@ -138,7 +139,7 @@ async def test_kafka_away_at_the_start_is_given_up(monkeypatch: pytest.MonkeyPat
     clock, accounts = SystemClock(), Accounts()
     publisher = open_publisher({"bootstrap_servers": [f"127.0.0.1:{port.port}"]}, clock)
     topics = ForwardTopics(reports="reports", dead_letters="letters")
-    courier = Courier(publisher, topics=topics, accounts=accounts, clock=clock, reports_max=1000)
+    courier = Courier(publisher, topics=topics, accounts=accounts, clock=clock)
     backlog = MemoryBacklog([batch(1)])
 
     with pytest.raises(ServiceAwayError, match="Kafka did not answer"):
@@ -165,7 +166,7 @@ async def test_a_missing_topic_is_named(
     clock, accounts = SystemClock(), Accounts()
     publisher = open_publisher({"bootstrap_servers": kafka_bootstrap.split(",")}, clock)
     topics = ForwardTopics(reports=topic_prefix + "reports", dead_letters=topic_prefix + "letters")
-    courier = Courier(publisher, topics=topics, accounts=accounts, clock=clock, reports_max=1000)
+    courier = Courier(publisher, topics=topics, accounts=accounts, clock=clock)
 
     with pytest.raises(ServiceAwayError, match=r"topic t\w+\.reports does not exist.*`python -m ingest topics`"):
         await drain_module.drain(

@@ -107,7 +107,7 @@ async def wired(topic_prefix: str) -> AsyncIterator[Wired]:
             publisher = Publisher(link, clock)
             stack.push_async_callback(publisher.close)
             topics = ForwardTopics(reports=topic_prefix + "reports", dead_letters=topic_prefix + "letters")
-            courier = Courier(publisher, topics=topics, accounts=accounts, clock=clock, reports_max=1000)
+            courier = Courier(publisher, topics=topics, accounts=accounts, clock=clock)
             return Wire(bootstrap, topics, link, publisher, accounts, Forwarder(courier, clock))
 
         yield wire
@@ -211,7 +211,6 @@ async def test_a_refused_record_is_kept_as_a_dead_letter(kafka_bootstrap: str, w
         topics=ForwardTopics(reports=wire.topics.reports, dead_letters=wide),
         accounts=wire.accounts,
         clock=clock,
-        reports_max=1000,
     )
     wire.forwarder = Forwarder(courier, clock)
     huge = batch([1000], unknown=_noise(900_000).hex())

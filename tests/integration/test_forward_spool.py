@@ -31,7 +31,7 @@ def push(number: int) -> Push:
 def forwarder(link: MemoryLink, accounts: Accounts) -> Forwarder:
     """A forwarder to brokers in memory."""
     clock = SystemClock()
-    courier = Courier(Publisher(link, clock), topics=TOPICS, accounts=accounts, clock=clock, reports_max=1000)
+    courier = Courier(Publisher(link, clock), topics=TOPICS, accounts=accounts, clock=clock)
     return Forwarder(courier, clock)
 
 

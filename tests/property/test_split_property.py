@@ -7,8 +7,12 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.contract.push import Route, count_reports, read_element, split
+from ingest.contract.dead_letter import Unit
+from ingest.contract.push import Push, Route, count_reports, read_element, split
 from ingest.contract.report import RejectedError
+from ingest.forward.parcel import unpack
+from ingest.runtime.logfile import Frame
+from ingest.spool.record import decode_push, encode_tag
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 VALUES = st.recursive(
@@ -45,7 +49,7 @@ def test_the_pieces_are_what_the_body_says(body: bytes) -> None:
     """As many as counted, each decoding to its element, judged alone as it is judged in the body."""
     elements: list[Any] = orjson.loads(body)["statusReportList"]
 
-    pieces = split(Route.BATCH, body, reports_max=10)
+    pieces = split(Route.BATCH, body)
 
     assert len(pieces) == len(elements) == count_reports(Route.BATCH, body, reports_max=10)
     assert [orjson.loads(piece.value) for piece in pieces] == elements
@@ -56,16 +60,28 @@ def test_the_pieces_are_what_the_body_says(body: bytes) -> None:
         assert (alone.rejected and alone.rejected.reason) == (piece.rejected and piece.rejected.reason)
 
 
-@given(st.binary(max_size=60) | bodies().flatmap(lambda body: st.integers(0, len(body)).map(lambda n: body[:n])))
-def test_any_bytes_are_counted_or_refused_alike(body: bytes) -> None:
-    """What the receiver accepted the forwarder can split, and what it refused the forwarder refuses for one reason."""
+ANY = (
+    st.binary(max_size=60) | bodies().flatmap(lambda body: st.integers(0, len(body)).map(lambda n: body[:n])) | bodies()
+)
+
+
+@given(ANY, st.integers(1, 10))
+def test_any_bytes_are_published_as_they_were_answered(body: bytes, reports_max: int) -> None:
+    """What the receiver took the forwarder splits; what it refused is one dead letter, with the receiver's reason."""
     for route in Route:
+        refused = None
         try:
-            counted: int | str = count_reports(route, body, reports_max=10)
+            reports = count_reports(route, body, reports_max=reports_max)
         except RejectedError as error:
-            counted = error.reason
-        try:
-            pieces: int | str = len(split(route, body, reports_max=10))
-        except RejectedError as error:
-            pieces = error.reason
-        assert counted == pieces
+            reports, refused = 1, error.reason
+        kept = decode_push(Frame(1, encode_tag(Push(1, route, reports, body, refused), synced=0), body, 0, 0))
+        assert kept is not None
+
+        parcel = unpack(kept, now_ms=2)
+
+        if refused is None:
+            assert len(parcel.records) + len(parcel.letters) == reports
+            assert {letter.unit for letter in parcel.letters} <= {Unit.ELEMENT}
+        else:
+            ((content, reason, unit),) = parcel.letters
+            assert (parcel.records, content.value, reason, unit) == ([], body, refused, Unit.BODY)

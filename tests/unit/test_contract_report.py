@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from ingest.contract.identity import report_id
-from ingest.contract.push import Route, count_reports, split
+from ingest.contract.push import NESTED_MAX, Push, Route, count_reports, refusal, split
 from ingest.contract.report import Reason, RejectedError, decode_report, read_report
 
 EXAMPLE = Path(__file__).parents[1] / "data" / "batch_example.json"
@@ -20,7 +20,7 @@ def a_report(**fields: Any) -> dict[str, Any]:
 
 def test_the_platforms_example_has_the_published_identities() -> None:
     """The two reports of the platform's example have the ce_ids of the contract."""
-    elements = split(Route.BATCH, EXAMPLE.read_bytes(), reports_max=1000)
+    elements = split(Route.BATCH, EXAMPLE.read_bytes())
 
     ids = [report_id(element.report) for element in elements if element.report]
     assert ids == ["2d422abdf28023a4116672c7", "631ec23a01412c5fbae9ebe5"]
@@ -96,7 +96,7 @@ def test_a_number_beyond_a_double_spoils_only_its_own_report(number: bytes) -> N
         b'{"smsMsgId":"c","status":"S"}]}' % (number, number)
     )
 
-    first, second, third = split(Route.BATCH, body, reports_max=10)
+    first, second, third = split(Route.BATCH, body)
 
     assert first.report is not None
     assert decode_report(first.value) == first.report
@@ -138,7 +138,7 @@ def test_a_batch_keeps_the_bytes_of_each_report() -> None:
     """Spaces, order and unknown fields survive; of a repeated list the last counts."""
     body = b'{"x":[[]],"statusReportList":7,"statusReportList":[ {"a" : 1} ,\n{"smsMsgId":"m", "status":"S"},3 ]}'
 
-    elements = split(Route.BATCH, body, reports_max=10)
+    elements = split(Route.BATCH, body)
 
     assert [element.value for element in elements] == [b'{"a" : 1}', b'{"smsMsgId":"m", "status":"S"}', b"3"]
     reasons = [element.rejected.reason if element.rejected else None for element in elements]
@@ -167,10 +167,13 @@ def test_a_body_that_cannot_be_split_is_refused_whole(body: bytes, reason: Reaso
     """It is answered 400 and kept as one dead letter."""
     with pytest.raises(RejectedError) as counted:
         count_reports(Route.BATCH, body, reports_max=2)
-    with pytest.raises(RejectedError) as splitted:
-        split(Route.BATCH, body, reports_max=2)
 
-    assert counted.value.reason is splitted.value.reason is reason
+    assert counted.value.reason is reason
+    assert refusal(Push(1, Route.BATCH, 1, body), reason).reason is reason
+    if reason is not Reason.TOO_MANY_REPORTS:
+        with pytest.raises(RejectedError) as splitted:
+            split(Route.BATCH, body)
+        assert splitted.value.reason is reason
 
 
 @pytest.mark.parametrize("elements", [[b"[" * 62 + b"]" * 62], [b'{"extend":"' + b"[" * 99 + b'"}'], [b"{}"] * 99])
@@ -181,18 +184,37 @@ def test_a_body_at_the_depth_limit_is_taken(elements: list[bytes]) -> None:
     assert count_reports(Route.BATCH, body, reports_max=1000) == len(elements)
 
 
-def test_a_limit_lowered_since_does_not_refuse_what_was_answered() -> None:
-    """A body of exactly the elements that were counted is never too many."""
-    body = b'{"statusReportList":[1,2,3]}'
+@pytest.mark.parametrize("others", [b"", b'"x":[' + b",".join([b"{}"] * (NESTED_MAX + 1_000)) + b"],"])
+def test_splitting_has_no_limit_of_reports_objects_and_lists(others: bytes) -> None:
+    """What was answered 200 is divided, however low the limit of reports has become."""
+    body = b"{" + others + b'"statusReportList":[1,2,3]}'
 
-    assert len(split(Route.BATCH, body, reports_max=2, counted=3)) == 3
+    assert len(split(Route.BATCH, body)) == 3
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "reason", "detail"),
+    [
+        (Route.BATCH, b'{"statusReportList":[1]}', Reason.TOO_MANY_REPORTS, "The body had more reports than"),
+        (Route.BATCH, b"{", Reason.NOT_JSON, "The body is not JSON."),
+        (Route.BATCH, b'{"statusReportList":[1]}', Reason.NOT_JSON, "The body was refused when"),
+        (Route.SINGLE, b"smsMsgId=m", Reason.MISSING_STATUS, "The report has no status."),
+        (Route.SINGLE, b"smsMsgId=m", Reason.NOT_A_FORM, "The body was refused when"),
+    ],
+)
+def test_a_refusal_keeps_its_reason(route: Route, body: bytes, reason: Reason, detail: str) -> None:
+    """Whatever is thought of the body now; what can still be said of why, is."""
+    rejected = refusal(Push(1, route, 1, body), reason)
+
+    assert rejected.reason is reason
+    assert rejected.detail.startswith(detail)
 
 
 def test_a_form_becomes_compact_json_in_the_order_received() -> None:
     """Of repeated names the last value counts at the first place; percent signs without digits stay."""
     body = b"status=DELIVRD&to=%2B86+1&smsMsgId=a&&smsMsgId=m%C3%A9&flag&x=%zz=1"
 
-    (element,) = split(Route.SINGLE, body, reports_max=10)
+    (element,) = split(Route.SINGLE, body)
 
     assert element.value == '{"status":"DELIVRD","to":"+86 1","smsMsgId":"mé","":"","flag":"","x":"%zz=1"}'.encode()
     assert element.report is not None
@@ -213,6 +235,6 @@ def test_a_form_without_a_usable_report_is_refused_whole(body: bytes, reason: Re
 
 def test_the_form_and_the_batch_say_the_same() -> None:
     """A report has one meaning, however it came."""
-    (form,) = split(Route.SINGLE, b"smsMsgId=m&status=S&sequence=2&total=3", reports_max=1)
+    (form,) = split(Route.SINGLE, b"smsMsgId=m&status=S&sequence=2&total=3")
 
     assert form.report == decode_report(orjson.dumps({"smsMsgId": "m", "status": "S", "sequence": 2, "total": 3}))

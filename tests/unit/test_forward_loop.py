@@ -9,6 +9,7 @@ import pytest
 
 from ingest.contract.push import Push, Route
 from ingest.contract.push import split as split_body
+from ingest.contract.report import Reason
 from ingest.forward.courier import Courier, ForwardTopics
 from ingest.forward.direct import KafkaPublisher
 from ingest.forward.loop import TAKE_MAX_BYTES, TAKES_IN_FLIGHT, Forwarder
@@ -34,7 +35,7 @@ def report(number: int, **more: object) -> dict[str, object]:
 
 def unsplittable(body: bytes = b"{") -> Push:
     """A push that is refused whole."""
-    return Push(RECEIVED_MS, Route.BATCH, 1, body)
+    return Push(RECEIVED_MS, Route.BATCH, 1, body, Reason.NOT_JSON)
 
 
 class World:
@@ -50,7 +51,6 @@ class World:
             topics=ForwardTopics(reports="reports", dead_letters="letters"),
             accounts=self.accounts,
             clock=self.clock,
-            reports_max=10,
         )
         self.forwarder = Forwarder(self.courier, self.clock)
 
@@ -71,6 +71,18 @@ class World:
     def reasons(self) -> list[str]:
         """Their reasons, sorted."""
         return sorted(dict(each.headers)["dlq-reason"].decode() for each in self.letters)
+
+
+async def test_a_refused_push_is_one_dead_letter_for_good() -> None:
+    """The sender was told that it has too many reports: none of them is published, however many are allowed now."""
+    world = World()
+    refused = Push(RECEIVED_MS, Route.BATCH, 1, batch(report(1), report(2)).body, Reason.TOO_MANY_REPORTS)
+
+    await world.forward(refused)
+
+    assert world.reasons == ["too-many-reports"]
+    assert world.letters[0].value == refused.body
+    assert world.link.values("reports") == []
 
 
 async def test_the_example_body_becomes_two_records() -> None:
@@ -122,10 +134,10 @@ async def test_a_push_keeps_the_limit_it_was_accepted_with() -> None:
 async def test_a_fault_of_ours_neither_loses_a_body_nor_holds_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unexpected error in splitting makes the body a dead letter with the reason `internal`."""
 
-    def faulty(route: Route, body: bytes, *, reports_max: int, counted: int | None = None) -> object:
+    def faulty(route: Route, body: bytes) -> object:
         if b"id-2" in body:
             raise KeyError("id-2")
-        return split_body(route, body, reports_max=reports_max, counted=counted)
+        return split_body(route, body)
 
     monkeypatch.setattr("ingest.forward.parcel.split", faulty)
     world = World()

@@ -85,4 +85,4 @@ def test_a_form_that_fits_the_schema_is_taken(report: Raw) -> None:
     form = {name: str(value) for name, value in report.items() if value is not None}
 
     if FORM.is_valid(form):
-        assert len(split(Route.SINGLE, urlencode(form).encode(), reports_max=1)) == 1
+        assert len(split(Route.SINGLE, urlencode(form).encode())) == 1

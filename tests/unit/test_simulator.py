@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_traffic() -> None:
 def test_the_truth_follows_from_the_reports_that_are_sent() -> None:
     """What is sent, split as the receiver splits it, means what the truth says; unusable elements are all different."""
     plan, pushes, truth = planned()
-    elements = [element for push in pushes for element in split(push.route, push.body, reports_max=BATCH_MAX)]
+    elements = [element for push in pushes for element in split(push.route, push.body)]
     sent: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for element in elements:
         if element.report:
@@ -50,6 +50,7 @@ def test_the_truth_follows_from_the_reports_that_are_sent() -> None:
     assert len(truth) == 400
     assert len(unusable) == len(set(unusable)) == plan.unusable > 0
     assert len(elements) == plan.reports
+    assert max(push.reports for push in pushes) <= BATCH_MAX
     assert {"delivered", "incomplete", "partially_delivered", "failed"} <= {line["outcome"] for line in truth}
     assert max(Counter(element.value for element in elements if element.report).values()) > 1
 
@@ -59,7 +60,7 @@ def test_without_shuffle_segments_come_in_order() -> None:
     _, pushes, _ = planned(shuffle=False, duplicate_share=0, invalid_share=0)
     seen: dict[str, int] = {}
     for push in pushes:
-        for element in split(push.route, push.body, reports_max=BATCH_MAX):
+        for element in split(push.route, push.body):
             assert element.report is not None
             assert element.report.sequence >= seen.get(element.report.message_id, 0)
             seen[element.report.message_id] = element.report.sequence

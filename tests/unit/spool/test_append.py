@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ingest.contract.push import Push, Route
+from ingest.contract.report import Reason
 from ingest.runtime.logfile import Frame
 from ingest.spool.accounts import Accounts
 from ingest.spool.base import PUSHES_PER_TAKE, SpoolBrokenError, SpoolFormatError, SpoolFullError
@@ -28,10 +29,25 @@ from tests.spooling import (
     until,
 )
 
+REASONS = (
+    Reason.NOT_JSON,
+    Reason.NOT_A_FORM,
+    Reason.NOT_AN_OBJECT,
+    Reason.TOO_MANY_REPORTS,
+    Reason.MISSING_ID,
+    Reason.BAD_ID,
+    Reason.MISSING_STATUS,
+    Reason.BAD_STATUS,
+    Reason.BAD_SEQUENCE,
+    Reason.BAD_FIELD,
+)
+"""Why a receiver refuses a body."""
+
 
 def test_a_push_is_framed_whole() -> None:
-    """Times beyond 32 bits, routes and counts survive the tag."""
-    for push in (Push(2**48 - 1, Route.SINGLE, 2**32 - 1, b"x"), Push(0, Route.BATCH, 0, b"")):
+    """Times beyond 32 bits, routes, counts and why it was refused survive the tag."""
+    refused = [Push(1, Route.BATCH, 1, b"x", reason) for reason in REASONS]
+    for push in (Push(2**48 - 1, Route.SINGLE, 2**32 - 1, b"x"), Push(0, Route.BATCH, 0, b""), *refused):
         frame = Frame(1, encode_tag(push, synced=77), push.body, 0, 0)
 
         assert decode_push(frame) == push
@@ -43,6 +59,22 @@ def test_an_unknown_kind_is_not_guessed() -> None:
     tag[10] = 9
 
     with pytest.raises(SpoolFormatError, match="kind 9"):
+        decode_push(Frame(1, bytes(tag), b"", 0, 0))
+
+
+def test_the_bytes_of_a_verdict_are_for_good() -> None:
+    """They stand on disks: 0 is a push that was taken, each reason has a number of its own."""
+    tags = [encode_tag(Push(1, Route.BATCH, 2, b"", reason), synced=3) for reason in (None, *REASONS)]
+
+    assert tags == [b"\x01\0\0\0\0\0\x02\0\0\0\x01" + bytes([verdict]) + b"\x03\0\0\0" for verdict in range(11)]
+
+
+def test_an_unknown_verdict_is_not_guessed() -> None:
+    """A reason that only a newer version knows is an error, not a push that was taken."""
+    tag = bytearray(encode_tag(a_push(), synced=0))
+    tag[11] = 99
+
+    with pytest.raises(SpoolFormatError, match="verdict 99"):
         decode_push(Frame(1, bytes(tag), b"", 0, 0))
 
 
