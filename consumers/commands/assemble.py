@@ -233,7 +233,6 @@ class _Shop:
             reports_topic=settings.reports_topic,
             changelog_topic=self._changelog,
             partition=partition,
-            outlets=[*routing.result_places(), *routing.dead_letter_places()],
-            unled=routing.dead_letter_places(),
+            outlets=routing.places(),
             retired=self._retired,
         )

@@ -55,22 +55,13 @@ class Last(NamedTuple):
     places: frozenset[TopicPartition] = frozenset()
 
 
-class Open(NamedTuple):
-    """Where transactions have no end.
-
-    Attributes:
-        since: offset of the first record of each, by partition.
-        unknown: partitions that nobody leads at the moment.
-    """
-
-    since: Mapping[TopicPartition, int]
-    unknown: frozenset[TopicPartition] = frozenset()
-
-
 class Endings:
     """Asks the coordinators of transactional ids and the leaders of partitions.
 
     All owners of a process share one client. One that an answer stayed away from is replaced: brokers may have moved.
+
+    Attributes:
+        trouble: why they did not answer, the last time that they did not.
     """
 
     def __init__(self, options: Options, topics: Collection[str]) -> None:
@@ -84,7 +75,7 @@ class Endings:
         self._topics = sorted(topics)
         self._line: _Line | None = None
         self._connecting = asyncio.Lock()
-        self._able = True
+        self.trouble = ""
 
     async def last(self, identity: str) -> Last | None:
         """The last transaction of an owner; None if there never was one, or the brokers have forgotten it.
@@ -94,7 +85,7 @@ class Endings:
         Raises:
             KafkaError: they refuse.
         """
-        while self._able:
+        while True:
             try:
                 async with self._connected() as client:
                     node = await client.coordinator_lookup(_TRANSACTION_COORDINATOR, identity)
@@ -104,24 +95,18 @@ class Endings:
                     return None
                 _check(code, identity)
             except IncompatibleBrokerVersion:
-                self._able = False
                 _log.warning("brokers before Kafka 3.0 cannot be asked whether they have ended every transaction")
+                return None
             except (KafkaError, OSError) as error:
-                await _wait_or_raise(error)
+                await self._wait_or_raise(error)
             else:
                 places = frozenset(TopicPartition(topic, number) for topic, numbers, _ in topics for number in numbers)
                 return Last(state, producer_id, epoch, timeout_ms, places)
-        return None
 
     async def missing(
-        self,
-        producer_id: int,
-        places: Collection[TopicPartition],
-        *,
-        own: TopicPartition | None = None,
-        unled: Collection[TopicPartition] = (),
-    ) -> Open:
-        """Where a transaction of that producer has no end.
+        self, producer_id: int, places: Collection[TopicPartition], *, own: TopicPartition | None = None
+    ) -> dict[TopicPartition, int]:
+        """Where a transaction of that producer has no end, and the offset of its first record there.
 
         Needs to READ the topics. Asks until their leaders answer: callers set an end.
 
@@ -129,22 +114,16 @@ class Endings:
             producer_id: the producer.
             places: partitions to look at.
             own: the one of them that no other owner writes to: there any producer counts.
-            unled: those of them that are passed over while nobody leads them.
 
         Raises:
             KafkaError: they refuse.
         """
         since: dict[TopicPartition, int] = {}
-        unknown: set[TopicPartition] = set()
         asked = set(places)
-        while asked and self._able:
+        while asked:
             try:
                 async with self._connected() as client:
-                    by_leader = _by_leader(client, asked)
-                    led_by_none = by_leader.pop(None, set())
-                    unknown = led_by_none & set(unled)
-                    asked -= unknown
-                    for node, those in by_leader.items():
+                    for node, those in _by_leader(client, asked).items():
                         answer = await client.send(node, _DescribeProducers(those))
                         for place, code, producers in _answers(answer):
                             _check(code, f"{place.topic}, partition {place.partition}")
@@ -152,13 +131,11 @@ class Endings:
                                 if begin >= 0 and (number == producer_id or place == own):
                                     since[place] = begin
                             asked.discard(place)
-                    if asked:
-                        raise NodeNotReadyError(f"no leader for {sorted(led_by_none - unknown)}")
             except IncompatibleBrokerVersion:
-                self._able = False
+                return {}
             except (KafkaError, OSError) as error:
-                await _wait_or_raise(error)
-        return Open(since, frozenset(unknown))
+                await self._wait_or_raise(error)
+        return since
 
     async def commit(self, identity: str, last: Last) -> None:
         """Commit a transaction in the name of the producer that began it.
@@ -199,6 +176,12 @@ class Endings:
             if line is not self._line and not line.users:
                 await stop_client(line)
 
+    async def _wait_or_raise(self, error: Exception) -> None:
+        if isinstance(error, KafkaError) and not error.retriable:
+            raise error
+        self.trouble = f"{type(error).__name__}: {error}"
+        await asyncio.sleep(RETRY_S)
+
     def _give_up(self, line: "_Line") -> None:
         if self._line is line:
             self._line = None
@@ -227,25 +210,18 @@ class _Line:
         await self.client.close()
 
 
-async def _wait_or_raise(error: Exception) -> None:
-    if isinstance(error, KafkaError) and not error.retriable:
-        raise error
-    _log.debug("brokers do not tell how transactions ended, asking again", error=f"{type(error).__name__}: {error}")
-    await asyncio.sleep(RETRY_S)
-
-
 def _check(code: int, what: str) -> None:
     if code:
         raise for_code(code)(what)
 
 
-def _by_leader(
-    client: AIOKafkaClient, places: Iterable[TopicPartition]
-) -> "defaultdict[int | None, set[TopicPartition]]":
-    by_leader: defaultdict[int | None, set[TopicPartition]] = defaultdict(set)
+def _by_leader(client: AIOKafkaClient, places: Iterable[TopicPartition]) -> dict[int, list[TopicPartition]]:
+    by_leader: defaultdict[int, list[TopicPartition]] = defaultdict(list)
     for place in places:
         leader = client.cluster.leader_for_partition(place)
-        by_leader[None if leader is None or leader < 0 else leader].add(place)
+        if leader is None or leader < 0:
+            raise NodeNotReadyError(f"no leader for {place.topic}, partition {place.partition}")
+        by_leader[leader].append(place)
     return by_leader
 
 

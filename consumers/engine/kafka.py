@@ -19,6 +19,7 @@ from aiokafka.errors import (
     ProducerFenced,
     RecordListTooLargeError,
 )
+from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from consumers.engine.clock import Watermark
 from consumers.engine.kafka_raw import fetch
@@ -112,6 +113,26 @@ def identity_of(producer: Any) -> tuple[int, int]:
     """The id and the epoch that brokers gave a producer at its start."""
     manager = producer._txn_manager  # noqa: SLF001 - nothing public says it
     return manager.producer_id, manager.producer_epoch
+
+
+def lost_starts(producer: Any) -> list[int]:
+    """The brokers whose answer was lost when a producer asked for its id, from now on. Grows in place.
+
+    Each may have taken the id on by an epoch; aiokafka asks again without a word.
+    """
+    lost: list[int] = []
+    send = producer.client.send
+
+    async def sending(node: int, request: Any, **options: Any) -> Any:
+        try:
+            return await send(node, request, **options)
+        except BaseException:
+            if isinstance(request, InitProducerIdRequest):
+                lost.append(node)
+            raise
+
+    producer.client.send = sending
+    return lost
 
 
 def record_producer(options: Options, *, client_id: str) -> AIOKafkaProducer:

@@ -168,6 +168,7 @@ class Pipeline:
                     await self._landed()
                     raise
                 await self._landed()
+                self._transactions.look()
                 if prepared is not None and not self._ending:
                     self._launch(ledger, prepared, committed)
                     if prepared.caught_up or self.narrowing.narrow:

@@ -37,16 +37,14 @@ class Routing:
         """The records of a draft by topic and partition, those of one partition in their order."""
         return [*self._results(draft.results), *self._dead_letters(draft.dead_letters)]
 
-    def result_places(self) -> list[tuple[str, int]]:
-        """Every topic and partition that a result may go to."""
+    def places(self) -> list[tuple[str, int]]:
+        """Every topic and partition that a record may go to."""
         alike = self.results.partitions == self.partitions
+        results = [self.partition] if alike else range(self.results.partitions)
         return [
-            (self.results.topic, place) for place in ([self.partition] if alike else range(self.results.partitions))
+            *((self.results.topic, place) for place in results),
+            *((self.dead_letters.topic, place) for place in range(self.dead_letters.partitions)),
         ]
-
-    def dead_letter_places(self) -> list[tuple[str, int]]:
-        """Every topic and partition that a dead letter may go to."""
-        return [(self.dead_letters.topic, place) for place in range(self.dead_letters.partitions)]
 
     def _results(self, results: Sequence[Outgoing]) -> list[Send]:
         topic = self.results.topic

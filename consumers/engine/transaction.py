@@ -20,6 +20,7 @@ from consumers.engine.kafka import (
     identity_of,
     is_fenced,
     is_refused,
+    lost_starts,
     take_in,
     topic_partition,
 )
@@ -34,6 +35,9 @@ SEND_TIMEOUT_S = 15.0
 
 COMMIT_TIMEOUT_S = 10.0
 """With the former below the transaction timeout: we give a transaction up before the broker does."""
+
+LOOK_EVERY_S = 5.0
+"""How long the results of a transaction stay unseen at most, and twice that, whose end brokers have left out."""
 
 _log = structlog.get_logger(__name__)
 
@@ -122,7 +126,6 @@ class Transactions:
         changelog_topic: str,
         partition: int,
         outlets: Collection[tuple[str, int]],
-        unled: Collection[tuple[str, int]],
         retired: Retired,
     ) -> None:
         """Describe them.
@@ -136,10 +139,10 @@ class Transactions:
             changelog_topic: where the ledger's records go, under the partition's number.
             partition: of the input.
             outlets: every topic and partition that other records may go to.
-            unled: those of them that are seldom written to: nobody has to lead them from the start.
             retired: takes producers that are of no use any more.
         """
         self._make_producer = make_producer
+        self._endings = endings
         self._group_id = group_id
         self._input = topic_partition(reports_topic, partition)
         self._settlement = Settlement(
@@ -147,13 +150,14 @@ class Transactions:
             identity,
             changelog=topic_partition(changelog_topic, partition),
             places=[topic_partition(*outlet) for outlet in outlets],
-            unled=[topic_partition(*outlet) for outlet in unled],
         )
         self._changelog_topic = changelog_topic
         self._partition = partition
         self._retired = retired
         self._producer: Producer | None = None
         self._open = False
+        self._looking: asyncio.Task[bool] | None = None
+        self._look_at_s = 0.0
 
     async def settle(self) -> None:
         """Start a new producer: on return every transaction of a predecessor has its end, everywhere.
@@ -168,21 +172,24 @@ class Transactions:
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
                 last = await self._settlement.before(self._end)
                 producer = self._producer = self._make_producer(timeout_ms=TRANSACTION_TIMEOUT_MS)
+                lost = lost_starts(producer)
                 await producer.start()
                 again = (
                     last is not None
                     and last.state == "Ongoing"
-                    and await self._settlement.after(last, identity_of(producer), self._end)
+                    and await self._settlement.after(last, identity_of(producer), self._end, lost=len(lost))
                 )
         except CLIENT_ERRORS as error:
             self.let_go()
             if is_fenced(error):
                 raise FencedError("the transactional id was taken over") from error
-            raise DoubtError(f"no producer could be started: {type(error).__name__}: {error}") from error
+            why = self._endings.trouble if isinstance(error, TimeoutError) else ""
+            raise DoubtError(f"no producer could be started: {why or f'{type(error).__name__}: {error}'}") from error
         except BaseException:
             self.let_go()
             raise
         self._settlement.settled()
+        self._look_at_s = asyncio.get_running_loop().time() + LOOK_EVERY_S
         if again:
             self.let_go()
             raise DoubtError("the end of a transaction had to be written")
@@ -223,8 +230,6 @@ class Transactions:
         producer = self._producer
         if producer is None:
             raise DoubtError("there is no producer")
-        if any(topic_partition(send.topic, send.partition) in self._settlement.unasked for send in sends):
-            raise DoubtError("nobody has led a partition until now, and what stands open there is not known")
         futures: list[asyncio.Future[Any]] = []
         ours: list[tuple[asyncio.Future[Any], int]] = []
         first: dict[Any, asyncio.Future[Any]] = {}
@@ -255,11 +260,33 @@ class Transactions:
         self._settlement.remember({place: sent.result().offset for place, sent in first.items()})
         return self._offsets(ours)
 
+    def look(self) -> None:
+        """See now and then, beside everything else, whether what is committed has its end. Returns at once.
+
+        Raises:
+            DoubtError: brokers have left one out: whoever settles writes it.
+        """
+        if self._looking is not None and self._looking.done():
+            looked, self._looking = self._looking, None
+            # Brokers that do not tell are asked again.
+            if not looked.cancelled() and looked.exception() is None and not looked.result():
+                self.let_go()
+                raise DoubtError("brokers have left out the end of what they said is committed")
+        now_s = asyncio.get_running_loop().time()
+        if self._looking is None and self._producer is not None and now_s >= self._look_at_s:
+            self._look_at_s = now_s + LOOK_EVERY_S
+            producer_id, _ = identity_of(self._producer)
+            self._looking = asyncio.create_task(self._settlement.stands(producer_id))
+
     def let_go(self) -> None:
-        """Drop the producer, if there is one; an open transaction is aborted, now or by the next producer."""
+        """Drop the producer, if there is one; an open transaction is aborted by the next one."""
         if self._producer is not None:
             self._retired.add(self._producer)
             self._producer = None
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking.add_done_callback(_look)
+            self._looking = None
         self._open = False
 
     def _offsets(self, sent: Sequence[tuple["asyncio.Future[Any]", int]]) -> list[int]:

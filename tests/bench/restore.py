@@ -103,7 +103,6 @@ async def write(group: Group, plans: list[Plan]) -> None:
             changelog_topic=group.changelog,
             partition=partition,
             outlets=[],
-            unled=[],
             retired=retired,
         )
         await transactions.settle()

@@ -144,6 +144,9 @@ class World:
         """A new producer."""
         self.settled += 1
 
+    def look(self) -> None:
+        """Every end stands."""
+
     async def commit(self, sends: Sequence[Send], changelog: Sequence[bytes], next_offset: int) -> list[int]:
         """Commit, or fail as told: a doubt after the fact is one whose cycle has happened."""
         self.tries += 1

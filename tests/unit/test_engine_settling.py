@@ -7,7 +7,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from consumers.engine import settling
-from consumers.engine.endings import Last, Open
+from consumers.engine.endings import Last
 from consumers.engine.kafka import TRANSACTION_TIMEOUT_MS
 from consumers.engine.settling import ENDING_TIMEOUT_MS, Settlement, UnendedError
 
@@ -27,6 +27,8 @@ class Brokers:
         committed: what was committed in the name of its producer.
     """
 
+    trouble = ""
+
     def __init__(self, *said: Last | None, since: Mapping[TopicPartition, int]) -> None:
         self.said = list(said)
         self.since = dict(since)
@@ -36,8 +38,8 @@ class Brokers:
     async def last(self, _: str) -> Last | None:  # noqa: D102
         return self.said.pop(0) if len(self.said) > 1 else self.said[0]
 
-    async def missing(self, _: int, places: Collection[TopicPartition], **__: Any) -> Open:  # noqa: D102
-        return Open({place: since for place, since in self.since.items() if place in places})
+    async def missing(self, _: int, places: Collection[TopicPartition], **__: Any) -> dict[TopicPartition, int]:  # noqa: D102
+        return {place: since for place, since in self.since.items() if place in places}
 
     async def commit(self, _: str, last: Last) -> None:  # noqa: D102
         self.committed.append(last)
@@ -51,7 +53,7 @@ class Brokers:
 
 def settlement(brokers: Brokers) -> Settlement:
     """Of an identity that writes to three partitions."""
-    return Settlement(brokers, "identity", changelog=CHANGELOG, places=[RESULTS, DEAD], unled=[DEAD])
+    return Settlement(brokers, "identity", changelog=CHANGELOG, places=[RESULTS, DEAD])
 
 
 def was(state: str, *, ending: bool = False, places: frozenset[TopicPartition] = frozenset()) -> Last:
@@ -68,7 +70,6 @@ def was(state: str, *, ending: bool = False, places: frozenset[TopicPartition] =
         (was("Empty", ending=True), {RESULTS}, True),
         (was("CompleteAbort"), {CHANGELOG}, False),
         (was("CompleteAbort"), ALL, False),
-        (was("Empty"), {CHANGELOG, RESULTS}, False),
     ],
 )
 async def test_what_was_decided_gets_its_end(last: Last, open_in: set[TopicPartition], *, commit: bool) -> None:
@@ -84,8 +85,10 @@ async def test_what_was_decided_gets_its_end(last: Last, open_in: set[TopicParti
     ("last", "open_in", "why"),
     [
         (was("Empty"), {RESULTS}, "not known any more"),
+        (was("Empty"), {CHANGELOG, RESULTS}, "not known any more"),
         (was("CompleteAbort"), {RESULTS, DEAD}, "not known any more"),
-        (was("CompleteAbort", ending=True), {RESULTS}, "was aborted"),
+        (was("CompleteAbort", ending=True), {RESULTS}, "have aborted"),
+        (was("CompleteAbort", ending=True), set(), "have aborted"),
         (None, {CHANGELOG}, "forgotten"),
     ],
 )
@@ -141,25 +144,70 @@ async def test_what_a_start_has_aborted_gets_its_end(
     last = await wanted.before(brokers.write_end)
     assert last is not None
 
-    assert await wanted.after(last, FENCED_OFF, brokers.write_end)
+    assert await wanted.after(last, FENCED_OFF, brokers.write_end, lost=0)
 
     assert brokers.written == [(open_in, False)]
 
 
 @pytest.mark.parametrize(
-    ("places", "producer"), [(ALL, ENDED_BY_ITSELF), (frozenset({CHANGELOG}), FENCED_OFF)], ids=["raced", "before"]
+    ("places", "open_in", "producer", "lost"),
+    [
+        (ALL, {RESULTS}, ENDED_BY_ITSELF, 0),
+        (ALL, {RESULTS}, FENCED_OFF, 1),
+        (ALL, {RESULTS}, (ID + 1, 0), 0),
+        (frozenset({CHANGELOG}), {RESULTS}, FENCED_OFF, 0),
+        (frozenset({CHANGELOG}), {CHANGELOG, RESULTS}, FENCED_OFF, 0),
+    ],
 )
 async def test_what_a_start_may_not_have_aborted_is_not_guessed(
-    places: frozenset[TopicPartition], producer: tuple[int, int]
+    places: frozenset[TopicPartition], open_in: set[TopicPartition], producer: tuple[int, int], lost: int
 ) -> None:
-    """Its own producer has ended it meanwhile, or it belongs to a transaction before."""
+    """Its own producer may have ended it meanwhile, or it belongs to a transaction before."""
     last = was("Ongoing", places=places)
-    brokers = Brokers(last, since={RESULTS: 5})
+    brokers = Brokers(last, since=dict.fromkeys(open_in, 5))
 
     with pytest.raises(UnendedError, match="not known"):
-        await settlement(brokers).after(last, producer, brokers.write_end)
+        await settlement(brokers).after(last, producer, brokers.write_end, lost=lost)
 
     assert brokers.written == []
+
+
+async def test_who_has_fenced_a_producer_off_remembers_it() -> None:
+    """Brokers fail before the end is written: what stands open was aborted, though nobody else can tell."""
+    last = was("Ongoing", places=ALL)
+    brokers = Brokers(last, Last("Empty", *FENCED_OFF, TRANSACTION_TIMEOUT_MS), since={CHANGELOG: 5, RESULTS: 5})
+    wanted = settlement(brokers)
+
+    async def fail(_: Collection[Any], /, *, commit: bool) -> None:
+        raise ConnectionError(commit)
+
+    with pytest.raises(ConnectionError):
+        await wanted.after(last, FENCED_OFF, fail, lost=0)
+    await brokers.last("identity")
+    await wanted.before(brokers.write_end)
+
+    assert brokers.written == [({CHANGELOG, RESULTS}, False)]
+
+
+async def test_whoever_goes_on_has_compared() -> None:
+    """What was aborted in place of a commit is said once; then an operator has let the partition go on."""
+    brokers = Brokers(was("CompleteAbort", ending=True), since={})
+    wanted = settlement(brokers)
+    with pytest.raises(UnendedError):
+        await wanted.before(brokers.write_end)
+
+    assert await wanted.before(brokers.write_end) is not None
+
+
+async def test_what_was_told_as_committed_is_not_aborted_with_a_later_one() -> None:
+    """Its end was left out while its producer went on; the next one was aborted, and stands open, too."""
+    brokers = Brokers(was("CompleteAbort"), since={CHANGELOG: 9, RESULTS: 5})
+    wanted = settlement(brokers)
+    wanted.remember({CHANGELOG: 7, RESULTS: 5})
+
+    await wanted.before(brokers.write_end)
+
+    assert brokers.written == [({CHANGELOG}, False), ({RESULTS}, True)]
 
 
 async def test_a_commit_without_an_end_under_a_living_producer_is_carried_on() -> None:
@@ -170,7 +218,7 @@ async def test_a_commit_without_an_end_under_a_living_producer_is_carried_on() -
     wanted.remember({CHANGELOG: 7, RESULTS: 5})
     await wanted.before(brokers.write_end)
 
-    assert await wanted.after(last, FENCED_OFF, brokers.write_end)
+    assert await wanted.after(last, FENCED_OFF, brokers.write_end, lost=0)
 
     assert brokers.written == [({CHANGELOG}, False), ({RESULTS}, True)]
 
@@ -204,7 +252,7 @@ async def test_an_end_that_does_not_come_is_said(
     monkeypatch.setattr(settling, "MARKERS_TIMEOUT_S", 0.01)
     brokers = Brokers(was("CompleteCommit"), was(state), since={RESULTS: 5})
 
-    async def write_nothing(_: Collection[TopicPartition], *, commit: bool) -> None:
+    async def write_nothing(_: Collection[Any], /, *, commit: bool) -> None:
         assert commit
 
     with pytest.raises(raised):

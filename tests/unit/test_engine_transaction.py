@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError, Prod
 
 from consumers.engine import kafka, transaction
 from consumers.engine.cycle import Outgoing
-from consumers.engine.endings import Last, Open
+from consumers.engine.endings import Last
 from consumers.engine.settling import ENDING_TIMEOUT_MS
 from consumers.engine.transaction import (
     DoubtError,
@@ -49,6 +49,7 @@ class Scripted:
         self.offset = 100
         self.hanging = asyncio.Event()
         self.producer_id, self.producer_epoch = 7, 2
+        self.client = SimpleNamespace(send=None)
 
     async def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -109,16 +110,17 @@ def a_cycle(results: int = 3) -> tuple[list[Send], list[bytes], int]:
 class Told:
     """Endings that a test tells."""
 
-    def __init__(self, last: Last | None = None, unknown: Collection[TopicPartition] = ()) -> None:
+    trouble = "no leader"
+
+    def __init__(self, last: Last | None = None) -> None:
         self.of_last = last
-        self.unknown = frozenset(unknown)
         self.since: dict[TopicPartition, int] = {}
 
     async def last(self, _: str) -> Last | None:  # noqa: D102
         return self.of_last
 
-    async def missing(self, _: int, places: Collection[TopicPartition], **__: Any) -> Open:  # noqa: D102
-        return Open({place: at for place, at in self.since.items() if place in places}, self.unknown)
+    async def missing(self, _: int, places: Collection[TopicPartition], **__: Any) -> dict[TopicPartition, int]:  # noqa: D102
+        return {place: at for place, at in self.since.items() if place in places}
 
     async def commit(self, _: str, __: Last) -> None:
         """Nothing here is to be committed."""
@@ -138,7 +140,6 @@ async def transactions_of(*producers: Scripted, endings: Told | None = None) -> 
         changelog_topic="changelog",
         partition=1,
         outlets=[("results", 1), ("dead", 2)],
-        unled=[("dead", 2)],
         retired=retired,
     )
     await transactions.settle()
@@ -285,17 +286,6 @@ async def test_another_owner_who_comes_meanwhile_is_left_alone() -> None:
         await transactions.settle()
 
 
-async def test_a_partition_that_nobody_led_is_looked_at_before_it_is_written_to() -> None:
-    """Others can be: a dead letter is rare, and the partition that it would go to may be away."""
-    producer = Scripted()
-    transactions, _ = await transactions_of(producer, endings=Told(unknown=[TopicPartition("dead", 2)]))
-    sends, changelog, offset = a_cycle()
-
-    await transactions.commit(sends[:1], changelog, offset)
-    with pytest.raises(DoubtError, match="nobody has led"):
-        await transactions.commit(sends, changelog, offset)
-
-
 async def test_an_end_is_written_by_a_producer_of_its_own() -> None:
     """In a transaction without records, and with the timeout that tells whoever comes next what it was for."""
     endings = Told(Last("CompleteCommit", 7, 1, 30_000))
@@ -322,7 +312,6 @@ async def test_an_end_is_written_by_a_producer_of_its_own() -> None:
         changelog_topic="changelog",
         partition=1,
         outlets=[("results", 1)],
-        unled=[],
         retired=(retired := Retired()),
     )
     await transactions.settle()
@@ -331,3 +320,33 @@ async def test_an_end_is_written_by_a_producer_of_its_own() -> None:
     assert made[0].calls == ["start", "begin", "take in results", "commit", "stop"]
     assert made[1].calls == ["start"]
     assert timeouts == [ENDING_TIMEOUT_MS, kafka.TRANSACTION_TIMEOUT_MS]
+
+
+async def test_a_commit_whose_end_was_left_out_is_noticed_by_the_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first may have come before its markers; brokers that do not tell are asked again."""
+    monkeypatch.setattr(transaction, "LOOK_EVERY_S", 0.0)
+    endings = Told()
+    transactions, _ = await transactions_of(Scripted(), endings=endings)
+    await transactions.commit(*a_cycle())
+    endings.since = {TopicPartition("results", 1): 100}
+
+    transactions.look()
+    await asyncio.sleep(0)
+    transactions.look()
+    await asyncio.sleep(0)
+    with pytest.raises(DoubtError, match="left out"):
+        transactions.look()
+
+
+async def test_a_look_at_what_stands_is_no_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is one that fails, nor a transaction that is running."""
+    monkeypatch.setattr(transaction, "LOOK_EVERY_S", 0.0)
+    endings = Told()
+    transactions, _ = await transactions_of(Scripted(), endings=endings)
+    await transactions.commit(*a_cycle())
+    endings.since = {TopicPartition("results", 1): 10_000}
+
+    for _ in range(4):
+        transactions.look()
+        await asyncio.sleep(0)
+    transactions.let_go()
