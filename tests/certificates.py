@@ -12,6 +12,29 @@ Kind = Literal["RSA", "ECDSA"]
 
 HOST = "127.0.0.1"
 
+UNKNOWN_CURVE = (
+    b"""\
+-----BEGIN CERTIFICATE-----
+MIIBbTCCARqgAwIBAgIUNfwgDARVbQHEwszp0ZHB0KgA/IEwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJMTI3LjAuMC4xMCAXDTI2MTEyMzIxMzgzMVoYDzIxMjYxMDMw
+MjEzODMxWjAUMRIwEAYDVQQDDAkxMjcuMC4wLjEwTjAQBgcqhkjOPQIBBgUrgQQA
+IAM6AASvm5XvBXn7pzFgSu/i93j8NgPeDKEnddy47iIBpotOHKPtaFTRAD4Ybl5b
+8Ty2vAB+XAbngS1Xl6NTMFEwHQYDVR0OBBYEFLD4JjwwZTWGfpfe3u/usZ8M8y3f
+MB8GA1UdIwQYMBaAFLD4JjwwZTWGfpfe3u/usZ8M8y3fMA8GA1UdEwEB/wQFMAMB
+Af8wCgYIKoZIzj0EAwIDQQAwPgIdAO9jOZGHIpUI/YKPjjQ6ldTB86rzZ8yqznxL
+VyICHQCgVlO0w6uiij+pUFqa6Filx8+B8ccEhj0rDuhg
+-----END CERTIFICATE-----
+""",
+    b"""\
+-----BEGIN PRIVATE KEY-----
+MHkCAQAwEAYHKoZIzj0CAQYFK4EEACAEYjBgAgEBBB0AL5VWuegl87uwGVu5Sk7W
+oSdhisxyscynLGlYRKE8AzoABK+ble8FefunMWBK7+L3ePw2A94MoSd13LjuIgGm
+i04co+1oVNEAPhhuXlvxPLa8AH5cBueBLVeX
+-----END PRIVATE KEY-----
+""",
+)
+"""A certificate and its key on secp224k1, until 2126: OpenSSL knows this curve, `cryptography` does not."""
+
 
 @dataclass(frozen=True, slots=True)
 class PairOfFiles:
@@ -21,10 +44,11 @@ class PairOfFiles:
     key: Path
 
     def write(self, cert: bytes, key: bytes) -> None:
-        """Put something else in their place, as a careful operator does: whole files, renamed."""
-        for path, content in ((self.cert, cert), (self.key, key)):
+        """Put something else in their place, as a careful operator does: whole files, renamed, the key 0600."""
+        for path, content, mode in ((self.cert, cert, 0o644), (self.key, key, 0o600)):
             new = path.with_suffix(".new")
             new.write_bytes(content)
+            new.chmod(mode)
             new.replace(path)
 
 

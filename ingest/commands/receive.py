@@ -26,9 +26,10 @@ from ingest.receiver.tls import Pairs
 from ingest.receiver.workers import WorkerPool
 from ingest.runtime.admin import AdminServer, Health
 from ingest.runtime.clock import SystemClock
+from ingest.runtime.errors import CommandError
 from ingest.runtime.kafka import client_options
 from ingest.runtime.metrics import exposition, forget_worker, worker_environment
-from ingest.runtime.supervise import stop_event_on_signals
+from ingest.runtime.supervise import exit_within, failure_before, stop_event_on_signals
 from ingest.settings import ReceiveSettings
 
 log = structlog.get_logger(__name__)
@@ -42,12 +43,17 @@ WORKERS_SHARE: Final = 0.95
 async def receive(settings: ReceiveSettings, environ: Mapping[str, str]) -> None:
     """Take pushes until SIGTERM or SIGINT. Kafka away never ends it.
 
+    A part of this process that fails does, with status 1: nobody would see any more what becomes of keys or
+    certificates, and a service manager begins anew. Workers end as on a signal, so that nothing is lost. Only the look
+    at the topics may fail; it says so in the log.
+
     Args:
         settings: of the command.
         environ: handed on to the workers; a service manager names its socket in it.
 
     Raises:
         UsageError: a setting or its surroundings are wrong (an occupied port, too).
+        CommandError: a part of this process failed.
     """
     warn_of_doubtful(settings, settings)
     if settings.body_max_bytes > RECORD_BYTES_MAX:
@@ -101,17 +107,17 @@ async def receive(settings: ReceiveSettings, environ: Mapping[str, str]) -> None
         await admin.start()
         started = asyncio.Event()
         running = asyncio.create_task(pool.run(started))
-        beside = [
-            asyncio.create_task(stop.wait()),
-            asyncio.create_task(_announce(settings, started, listener.getsockname())),
-            start_look(settings, options, clock),
-        ]
+        watched = [running, asyncio.create_task(_announce(settings, started, listener.getsockname()))]
         if file is not None:
-            beside.append(asyncio.create_task(file.follow(clock)))
+            watched.append(asyncio.create_task(file.follow(clock)))
         if tls is not None:
-            beside.append(asyncio.create_task(tls.follow(clock)))
+            watched.append(asyncio.create_task(tls.follow(clock)))
+        beside = [*watched[1:], start_look(settings, options, clock)]
         try:
-            await asyncio.wait({running, beside[0]}, return_when=asyncio.FIRST_COMPLETED)
+            failure = await failure_before(stop, watched)
+            if failure is not None and not running.done():
+                log.error("ends: a part of it failed", exc_info=failure)
+                exit_within(settings.shutdown_grace_s, CommandError.status)
         finally:
             for task in beside:
                 task.cancel()
@@ -119,6 +125,8 @@ async def receive(settings: ReceiveSettings, environ: Mapping[str, str]) -> None
             await asyncio.gather(*beside, return_exceptions=True)
             await admin.stop()
         await running
+        if failure is not None:
+            raise CommandError(f"a part of the receiver failed ({type(failure).__name__}); the log says more")
 
 
 async def _announce(settings: ReceiveSettings, started: asyncio.Event, address: tuple[str, int]) -> None:

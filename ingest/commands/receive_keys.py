@@ -10,7 +10,8 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from ingest.contract.settings import PREFIX, AuthSettings, NetworkSettings
-from ingest.receiver.keys import SETTING, Keys, KeysFile, is_open_to_all, keys_at_start
+from ingest.receiver.keys import SETTING, Keys, KeysFile, keys_at_start
+from ingest.receiver.looks import is_open_to_all
 
 log = structlog.get_logger(__name__)
 
@@ -27,10 +28,11 @@ class KeysReport:
     def __init__(self, path: Path, registry: CollectorRegistry, on_keys: Callable[[Keys], None]) -> None:
         self._path = path
         self._on_keys = on_keys
+        self._is_broken = self._is_late = False
         self._count = Gauge("dlrflow_auth_keys", "Access keys that may sign.", registry=registry)
         self._broken = Gauge(
             "dlrflow_auth_keys_file_broken",
-            "1 while the keys file cannot be used and the keys before it count on; else 0.",
+            "1 while the keys file cannot be used, or not be looked at for long, and the keys before count on; else 0.",
             registry=registry,
         )
         self._failures = Counter(
@@ -53,14 +55,29 @@ class KeysReport:
 
     def broken(self, why: str) -> None:
         """The file cannot be used; what was read before counts on."""
-        self._broken.set(1)
+        self._is_broken = True
+        self._show()
         self._failures.inc()
         log.error("the keys file cannot be used: the keys before count on", path=str(self._path), because=why)
 
     def mended(self) -> None:
         """The file can be used again."""
-        self._broken.set(0)
+        self._is_broken = False
+        self._show()
         log.info("the keys file can be used again", path=str(self._path))
+
+    def looked(self) -> None:
+        """What counts is what the file held a moment ago, or was told to be broken."""
+        self._is_late = False
+        self._show()
+
+    def late(self) -> None:
+        """Nobody knows what the file holds now."""
+        self._is_late = True
+        self._show()
+
+    def _show(self) -> None:
+        self._broken.set(self._is_broken or self._is_late)
 
     def _hint(self) -> None:
         if is_open_to_all(self._path):

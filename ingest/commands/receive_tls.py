@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from ingest.contract.settings import NetworkSettings, TlsSettings
 from ingest.receiver.certificates import Certificates
+from ingest.receiver.looks import is_open_to_all
 from ingest.receiver.tls import Certificate, Pairs, Served, TlsFiles
 from ingest.runtime.clock import Clock
 
@@ -40,6 +41,7 @@ class CertificatesReport:
         self._clock = clock
         self._on_pairs = on_pairs
         self._told: dict[Certificate, str] = {}
+        self._is_broken = self._is_late = False
         self._expiry = Gauge(
             "dlrflow_tls_certificate_expiry_timestamp_seconds",
             "When the served certificate of a file, or the first of its chain, ends.",
@@ -48,7 +50,8 @@ class CertificatesReport:
         )
         self._broken = Gauge(
             "dlrflow_tls_files_broken",
-            "1 while the certificate files cannot be used and the certificates before them are served on; else 0.",
+            "1 while the certificate files cannot be used, or not be looked at for long, and those before are served; "
+            "else 0.",
             registry=registry,
         )
         self._failures = Counter(
@@ -62,8 +65,15 @@ class CertificatesReport:
             registry=registry,
         )
 
+    def begun(self, served: Served) -> None:
+        """This is served at the start."""
+        self._hint(served)
+        self.looked(served)
+
     def looked(self, served: Served) -> None:
         """Warn of each certificate once when its end is near, and once when it has come."""
+        self._is_late = False
+        self._show()
         now_s = self._clock.wall_ms() / 1000
         told: dict[Certificate, str] = {}
         for each in served.certificates:
@@ -78,16 +88,32 @@ class CertificatesReport:
 
     def renewed(self, served: Served) -> None:
         """Other certificates are served from now on."""
-        self._broken.set(0)
+        self._is_broken = False
+        self._show()
         self._reloads.inc()
         self._on_pairs(served.pairs)
         log.info("certificates loaded", files=[str(each.file) for each in served.certificates])
+        self._hint(served)
 
     def broken(self, why: str) -> None:
         """The files cannot be used; what was read before is served on."""
-        self._broken.set(1)
+        self._is_broken = True
+        self._show()
         self._failures.inc()
         log.error("the certificate files cannot be used: the certificates before them are served on", because=why)
+
+    def late(self) -> None:
+        """Nobody knows what the files hold now."""
+        self._is_late = True
+        self._show()
+
+    def _show(self) -> None:
+        self._broken.set(self._is_broken or self._is_late)
+
+    def _hint(self, served: Served) -> None:
+        for pair in served.pairs:
+            if is_open_to_all(pair.key_file):
+                log.warning("every user of this machine may read a private key of TLS", path=str(pair.key_file))
 
 
 def tls_files(settings: TlsSettings) -> TlsFiles | None:
@@ -110,7 +136,7 @@ def certificates(
         return None
     report = CertificatesReport(registry, clock, on_pairs)
     loaded = Certificates(files, watcher=report)
-    report.looked(loaded.served)
+    report.begun(loaded.served)
     return loaded
 
 

@@ -11,7 +11,7 @@ import math
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import structlog
@@ -30,6 +30,7 @@ from ingest.receiver.channel import HEARTBEAT_S, Channel, State
 from ingest.receiver.durable import AckMode, InSpool, durable_path
 from ingest.receiver.gate import gates
 from ingest.receiver.keys import Keys, KeysFile, keys_at_start
+from ingest.receiver.looks import LookedAt
 from ingest.receiver.peers import Networks, read_address
 from ingest.receiver.statistics import ReceiverMetrics, SpoolFigures, SpoolGauges
 from ingest.receiver.tls import Pairs
@@ -38,7 +39,7 @@ from ingest.runtime.clock import SystemClock
 from ingest.runtime.errors import CommandError
 from ingest.runtime.files import RealFileSystem
 from ingest.runtime.kafka import client_options
-from ingest.runtime.supervise import exit_within, run
+from ingest.runtime.supervise import exit_within, failure_before, run
 from ingest.settings import ReceiveSettings
 from ingest.spool.accounts import Accounts
 from ingest.spool.backlog import DiskBacklog
@@ -156,11 +157,11 @@ class Worker:
         if self._mode is not AckMode.KAFKA:
             coros += [self._serve_spool(), self._spool.writer_ended()]
         if self._keys is not None:
-            coros.append(self._keys.follow(self._clock))
+            coros.append(self._keys.follow(self._clock, self._looked_at("auth_keys_file", "keys file was")))
         if self._certificates is not None:
-            coros.append(self._certificates.follow(self._clock))
+            coros.append(self._certificates.follow(self._clock, self._looked_at("tls_files", "certificate files were")))
         tasks = [asyncio.create_task(coro) for coro in coros]
-        failure = await _failure_before(self._channel.stop, tasks)
+        failure = await failure_before(self._channel.stop, tasks)
         status = 0 if failure is None else 1
         exit_within(self._grace_s(), status)
         if isinstance(failure, CommandError):
@@ -229,6 +230,9 @@ class Worker:
         if not isinstance(self._durable, InSpool):
             await self._durable.settled()
 
+    def _looked_at(self, name: str, files: str) -> Callable[[], None]:
+        return LookedAt(f"dlrflow_{name}_looked_timestamp_seconds", files, REGISTRY, self._clock).mark
+
     def _grace_s(self) -> float:
         grace_s = self._settings.shutdown_grace_s * WORKER_SHARE
         return min(grace_s, ORPHAN_S) if self._channel.orphaned.is_set() else grace_s
@@ -279,23 +283,6 @@ class Worker:
             seconds_until_full=disk.seconds_until_full if disk else math.inf,
             unaccounted_reports=self._accounts.unaccounted(),
         )
-
-
-async def _failure_before(stop: asyncio.Event, tasks: Sequence[asyncio.Task[Any]]) -> BaseException | None:
-    """The first failure of a task, None if `stop` is set before. A task that ends without one is done."""
-    stopping = asyncio.create_task(stop.wait())
-    waiting: set[asyncio.Task[Any]] = {stopping, *tasks}
-    try:
-        while not stopping.done():
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                if task.cancelled():
-                    return RuntimeError(f"{task.get_name()} was cancelled by nobody who may")
-                if (error := task.exception()) is not None:
-                    return error
-        return None
-    finally:
-        stopping.cancel()
 
 
 async def _main(listener: socket.socket, channel_descriptor: int) -> int:

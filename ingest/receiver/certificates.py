@@ -1,32 +1,30 @@
 """The certificates of the callback port while it runs: read again when their files change.
 
 Each new connection takes the context that is served at that moment, so a renewal is one assignment. The context is made
-anew each time and swapped only when everything in it fits together: a file that is half written, or a key that came
-before its certificate, changes nothing.
+anew each time and swapped only when everything in it fits together and has held still for two looks: a file that is
+half written, or a key that came before its certificate, changes nothing.
 """
 
-import asyncio
 import ssl
-from typing import Final, NoReturn, Protocol
+from collections.abc import Callable
+from typing import NoReturn, Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
+from ingest.receiver.looks import Followed, NotNowError, in_thread
 from ingest.receiver.tls import Pairs, Served, TlsFiles, UnusableError, failure_reason, load
 from ingest.runtime.clock import Clock
 from ingest.runtime.errors import UsageError
 
 log = structlog.get_logger(__name__)
 
-LOOK_EVERY_S: Final = 1.0
-"""contract.md section 2: a change counts within 5 s."""
-
 
 class CertificatesWatcher(Protocol):
     """Is told what becomes of the files."""
 
     def looked(self, served: Served) -> None:
-        """This is served now; after each look."""
+        """This is served now; after each look that succeeded."""
         ...
 
     def renewed(self, served: Served) -> None:
@@ -35,6 +33,10 @@ class CertificatesWatcher(Protocol):
 
     def broken(self, why: str) -> None:
         """The files cannot be used as they are now; once per content."""
+        ...
+
+    def late(self) -> None:
+        """No look has succeeded for long; what is served may be out of date. Until `looked`."""
         ...
 
 
@@ -57,9 +59,11 @@ class Certificates:
         self._watcher = watcher
         try:
             self._served = load(files.read() if pairs is None else pairs, files.max_version)
-        except UnusableError as error:
+        except (UnusableError, NotNowError) as error:
             raise UsageError(f"DLR_TLS_CERT_FILES, DLR_TLS_KEY_FILES: {error}") from None
-        self._seen: Pairs | str = self._served.pairs
+        self._followed = Followed[Pairs | str](
+            "DLR_TLS_CERT_FILES, DLR_TLS_KEY_FILES", read=self._read, take=self._take, taken=self._served.pairs
+        )
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -71,30 +75,30 @@ class Certificates:
         """All of what is served now."""
         return self._served
 
-    async def follow(self, clock: Clock) -> NoReturn:
-        """Look at the files again and again."""
-        while True:
-            await self.look()
-            await clock.sleep(LOOK_EVERY_S)
+    async def follow(self, clock: Clock, on_look: Callable[[], None] = lambda: None) -> NoReturn:
+        """Look at the files again and again; `on_look` is called after each look that succeeded."""
 
-    async def look(self) -> None:
-        """Take over what the files hold now. In a thread: a file system that hangs must not stop the event loop."""
-        seen = await asyncio.to_thread(self._read)
-        if seen != self._seen:
-            await self._take(seen)
-        if self._watcher is not None:
-            self._watcher.looked(self._served)
+        def looked() -> None:
+            if self._watcher is not None:
+                self._watcher.looked(self._served)
+            on_look()
+
+        def late() -> None:
+            if self._watcher is not None:
+                self._watcher.late()
+
+        await self._followed.follow(clock, on_look=looked, on_late=late)
+
+    async def look(self) -> bool:
+        """Look once, take over what the files hold if the look before found the same; returns whether it succeeded."""
+        return await self._followed.look()
 
     async def _take(self, seen: Pairs | str) -> None:
-        loaded = await asyncio.to_thread(self._load, seen)
+        loaded = await in_thread(lambda: self._load(seen))
         if isinstance(loaded, str):
-            if await asyncio.to_thread(self._read) != seen:
-                return  # somebody is at it: the next look judges
-            self._seen = seen
             if self._watcher is not None:
                 self._watcher.broken(loaded)
             return
-        self._seen = seen
         self._served = loaded
         if self._watcher is not None:
             self._watcher.renewed(loaded)

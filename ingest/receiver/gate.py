@@ -2,7 +2,8 @@
 
 Both are None where nothing of the kind is configured, so that they cost nothing then. A sender decides how often it is
 refused, so refusals are counted each, and told in the log once per reason and `LOG_EVERY_S`. A line holds the reason,
-the peer's address and the access key, never signature or body.
+the peer's address (behind trusted proxies the one that they name), where the connection came from and the access key,
+never signature or body.
 """
 
 import re
@@ -79,6 +80,10 @@ class PeerGate:
         self._metrics = metrics
         self._seldom = Seldom(clock)
 
+    def is_foreign(self, remote: str) -> bool:
+        """Whether a connection from this address is of no use to anybody."""
+        return self._peers.is_foreign(remote)
+
     def check(self, request: web.BaseRequest) -> None:
         """Let a request pass.
 
@@ -92,11 +97,10 @@ class PeerGate:
         self._metrics.network_refusals[refusal].inc()
         held_back = self._seldom.passes(refusal)
         if held_back is not None:
-            peer = self._peers.peer(request.remote, forwarded)
             log.warning(
                 "refused a peer",
                 reason=refusal.value,
-                peer=None if peer is None else str(peer),
+                peer=_peer(self._peers, request),
                 connected_from=request.remote,
                 more_like_this=held_back,
             )
@@ -108,6 +112,7 @@ class SignatureGate:
 
     Args:
         keys: that count now.
+        peers: tells who pushes, for the log.
         clock_skew_s: how far a date may be off.
         proxy: what it may have changed.
         metrics: of this worker.
@@ -115,9 +120,10 @@ class SignatureGate:
     """
 
     def __init__(
-        self, keys: KeysFile, *, clock_skew_s: float, proxy: Proxy, metrics: GateMetrics, clock: Clock
+        self, keys: KeysFile, peers: Peers, *, clock_skew_s: float, proxy: Proxy, metrics: GateMetrics, clock: Clock
     ) -> None:
         self._keys = keys
+        self._peers = peers
         self._clock_skew_s = clock_skew_s
         self._proxy = proxy
         self._metrics = metrics
@@ -148,6 +154,7 @@ class SignatureGate:
                     reason=error.reason.value,
                     because=error.reason.words,
                     access_key=shown(error.access_key),
+                    peer=_peer(self._peers, request),
                     connected_from=request.remote,
                     more_like_this=held_back,
                 )
@@ -184,14 +191,21 @@ def gates(
         clock: of the checks and the log.
     """
     metrics = GateMetrics(registry)
+    who = Peers(networks.allowed_networks, networks.trusted_proxies)
     peers = signatures = None
     if networks.allowed_networks:
-        peers = PeerGate(Peers(networks.allowed_networks, networks.trusted_proxies), metrics, clock)
+        peers = PeerGate(who, metrics, clock)
     if keys is not None:
         signatures = SignatureGate(
-            keys, clock_skew_s=auth.auth_clock_skew_s, proxy=proxy_of(auth), metrics=metrics, clock=clock
+            keys, who, clock_skew_s=auth.auth_clock_skew_s, proxy=proxy_of(auth), metrics=metrics, clock=clock
         )
     return Gates(peers, signatures)
+
+
+def _peer(peers: Peers, request: web.BaseRequest) -> str | None:
+    """Who pushes, for the log; None if that cannot be read."""
+    peer = peers.peer(request.remote, request.headers.getall(FORWARDED, ()))
+    return None if peer is None else str(peer)
 
 
 def proxy_of(settings: AuthSettings) -> Proxy:

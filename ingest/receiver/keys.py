@@ -1,26 +1,17 @@
 """The keys file: which access keys may sign, and their secrets (contract.md section 2, docs/protocol.md section 4).
 
-Two pairs may be active at once and change while the receiver runs, so the file is read again every `LOOK_EVERY_S` and
-compared by content: times of change miss a file that is replaced twice within a tick, or a link that is turned over.
+Two pairs may be active at once and change while the receiver runs, so the file is looked at again and again (`.looks`).
 A file that cannot be used changes nothing; it is counted, and an alarm stands until it can be used again.
 """
 
-import asyncio
 import json
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
 
-import structlog
-
+from ingest.receiver.looks import Followed, NotNowError, read_at_most
 from ingest.runtime.clock import Clock
 from ingest.runtime.errors import UsageError
-
-log = structlog.get_logger(__name__)
-
-LOOK_EVERY_S: Final = 1.0
-"""contract.md section 2: a change counts within 5 s."""
 
 FILE_BYTES_MAX: Final = 1 << 20
 ACCESS_KEY_CHARS_MAX: Final = 128
@@ -100,10 +91,10 @@ def read_file(path: Path) -> bytes:
 
     Raises:
         KeysFileError: it cannot be read.
+        NotNowError: the machine cannot open it now.
     """
     try:
-        with path.open("rb") as file:
-            return file.read(FILE_BYTES_MAX + 1)
+        return read_at_most(path, FILE_BYTES_MAX)
     except OSError as error:
         raise KeysFileError(f"cannot be read: {error.strerror}") from None
 
@@ -118,14 +109,8 @@ def keys_at_start(path: Path) -> Keys:
         return parse_keys(read_file(path))
     except KeysFileError as error:
         raise UsageError(f"the keys file {path} ({SETTING}) {error}") from None
-
-
-def is_open_to_all(path: Path) -> bool:
-    """Whether every user of the machine may read the file."""
-    try:
-        return bool(path.stat().st_mode & stat.S_IROTH)
-    except OSError:
-        return False
+    except NotNowError as error:
+        raise UsageError(f"the keys file {path} ({SETTING}) cannot be read: {error}") from None
 
 
 class KeysWatcher(Protocol):
@@ -141,6 +126,14 @@ class KeysWatcher(Protocol):
 
     def mended(self) -> None:
         """It can be used again."""
+        ...
+
+    def looked(self) -> None:
+        """A look has succeeded."""
+        ...
+
+    def late(self) -> None:
+        """No look has succeeded for long; the keys may be out of date. Until `looked`."""
         ...
 
 
@@ -159,6 +152,7 @@ class KeysFile:
         self._watcher = watcher
         self._seen: bytes | str | None = None
         self._is_broken = False
+        self._followed = Followed[bytes | str](SETTING, read=self._look, take=self._take)
 
     @property
     def keys(self) -> Keys:
@@ -170,14 +164,18 @@ class KeysFile:
         return self._keys.secret_of(access_key)
 
     async def follow(self, clock: Clock, on_look: Callable[[], None] = lambda: None) -> NoReturn:
-        """Look at the file again and again; `on_look` is called after each look.
+        """Look at the file again and again; `on_look` is called after each look that succeeded."""
 
-        Reading happens in a thread: a file system that hangs must not stop the event loop.
-        """
-        while True:
-            self.take(await asyncio.to_thread(self._look))
+        def looked() -> None:
+            if self._watcher is not None:
+                self._watcher.looked()
             on_look()
-            await clock.sleep(LOOK_EVERY_S)
+
+        def late() -> None:
+            if self._watcher is not None:
+                self._watcher.late()
+
+        await self._followed.follow(clock, on_look=looked, on_late=late)
 
     def take(self, seen: bytes | str) -> None:
         """Take over what the file holds now: its content, or why it cannot be read."""
@@ -198,6 +196,9 @@ class KeysFile:
                 self._watcher.mended()
         if keys != before and self._watcher is not None:
             self._watcher.changed(before, keys)
+
+    async def _take(self, seen: bytes | str) -> None:
+        self.take(seen)
 
     def _look(self) -> bytes | str:
         try:

@@ -18,6 +18,8 @@ from typing import Final, Literal, NoReturn
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from ingest.receiver.looks import NotNowError, raise_if_not_now, read_at_most
+
 SUITES: Final = (
     "ECDHE-ECDSA-AES128-GCM-SHA256",
     "ECDHE-RSA-AES128-GCM-SHA256",
@@ -79,6 +81,7 @@ class TlsFiles:
 
         Raises:
             UnusableError: one cannot be read.
+            NotNowError: the machine cannot open one now.
         """
         return tuple(
             Pair(cert, key, _content(cert), _content(key)) for cert, key in zip(self.certs, self.keys, strict=True)
@@ -115,9 +118,10 @@ def load(pairs: Pairs, max_version: str) -> Served:
     Raises:
         UnusableError: something cannot be used, a key belongs to another certificate, or two certificates have keys of
             one kind.
+        NotNowError: the machine has no descriptor or no memory for it now.
     """
     context = _context(max_version)
-    certificates = [_add(context, pair) for pair in pairs]
+    certificates = [_usable(context, pair) for pair in pairs]
     _refuse_equal_kinds(certificates)
     return Served(context, tuple(certificates), pairs)
 
@@ -176,6 +180,22 @@ def _context(max_version: str) -> ssl.SSLContext:
     context.num_tickets = 0
     context.set_alpn_protocols(list(PROTOCOLS))
     return context
+
+
+def _usable(context: ssl.SSLContext, pair: Pair) -> Certificate:
+    """Let the context serve a certificate, or blame what is to blame."""
+    try:
+        return _add(context, pair)
+    except (UnusableError, NotNowError):
+        raise
+    except MemoryError:
+        raise NotNowError("no memory") from None
+    except Exception as error:  # noqa: BLE001 - what two libraries raise over a file is no closed set: curves, versions, dates
+        if isinstance(error, OSError):
+            raise_if_not_now(error)
+        # The error itself may quote the file.
+        what = type(error).__name__
+        raise UnusableError(f"{pair.cert_file} with the key in {pair.key_file} cannot be used here: {what}") from None
 
 
 def _add(context: ssl.SSLContext, pair: Pair) -> Certificate:
@@ -245,8 +265,7 @@ def _as_file(content: bytes) -> Iterator[str]:
 
 def _content(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = file.read(FILE_BYTES_MAX + 1)
+        content = read_at_most(path, FILE_BYTES_MAX)
     except OSError as error:
         raise UnusableError(f"{path} cannot be read: {error.strerror}") from None
     if len(content) > FILE_BYTES_MAX:

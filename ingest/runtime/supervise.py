@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import structlog
@@ -85,3 +85,20 @@ def stop_event_on_signals(grace_s: float | None = None, *, status: int = 0) -> a
     for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, asked, number.name)
     return stop
+
+
+async def failure_before(stop: asyncio.Event, tasks: Iterable[asyncio.Task[Any]]) -> BaseException | None:
+    """The first failure of a task, None if `stop` is set before. A task that ends without one is done."""
+    stopping = asyncio.create_task(stop.wait())
+    waiting: set[asyncio.Task[Any]] = {stopping, *tasks}
+    try:
+        while not stopping.done():
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if task.cancelled():
+                    return RuntimeError(f"{task.get_name()} was cancelled by nobody who may")
+                if (error := task.exception()) is not None:
+                    return error
+        return None
+    finally:
+        stopping.cancel()

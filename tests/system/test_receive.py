@@ -256,6 +256,45 @@ async def test_a_socket_of_the_service_manager_is_served(start: Start, http: aio
     assert await push(http, f"http://127.0.0.1:{port}") == 200
 
 
+FAILING = """
+import os, sys
+from ingest.receiver.keys import KeysFile
+from ingest.__main__ import cli
+
+begun = KeysFile.take
+
+def take(file, seen):
+    if seen == b"fail":
+        raise LookupError
+    begun(file, seen)
+
+KeysFile.take = take
+sys.exit(cli.run(["receive"], os.environ))
+"""
+"""The command with a defect in its parent process; workers are sound."""
+
+
+async def test_a_part_of_the_parent_that_fails_ends_the_command(
+    start: Start, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """Loudly, with status 1: else nobody would be told any more what becomes of the keys. Workers end cleanly."""
+    keys = tmp_path / "keys.json"
+    keys.write_text('{"ak1":"sk1"}')
+    command = await start(before=("-c", FAILING), workers=2, auth_keys_file=keys)
+    url = await command.url()
+    workers = psutil.Process(command.process.pid).children()
+    assert await push(http, url) == 401
+
+    keys.write_text("fail")
+
+    assert await asyncio.wait_for(command.process.wait(), 60) == 1
+    told = await command.said("ends: a part of it failed")
+    assert "LookupError" in str(told)
+    await command.said("error: a part of the receiver failed (LookupError); the log says more")
+    assert not any(line["event"] == "a worker takes too long to end: killed" for line in command.lines)
+    assert not any(worker.is_running() for worker in workers)
+
+
 async def test_an_occupied_port_is_one_clear_line(start: Start) -> None:
     """Status 2, no traceback."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 import consumers.__main__
 import ingest.__main__
-from ingest.commands.receive_keys import keys_file, warn_of_doubtful
+from ingest.commands.receive_keys import KeysReport, keys_file, warn_of_doubtful
 from ingest.contract.settings import AuthSettings, NetworkSettings
 from ingest.receiver.keys import Keys
 from ingest.runtime.cli import Cli
@@ -43,6 +43,19 @@ def test_the_file_is_told_in_metrics_and_log_once_per_change(tmp_path: Path) -> 
     assert (lines[0]["added"], lines[0]["changed"], lines[-1]["removed"]) == (["ak2"], ["ak1"], ["ak1"])
     assert "hunter" not in str(lines)
     assert [keys.names() for keys in handed] == [{"ak1", "ak2"}, {"ak2"}]
+
+
+def test_a_file_that_nobody_could_look_at_for_long_raises_the_alarm(tmp_path: Path) -> None:
+    """It ends with the next look, unless the file is broken."""
+    path, registry = tmp_path / "keys.json", CollectorRegistry()
+    path.write_text('{"ak1":"sk1"}')
+    report = KeysReport(path, registry, lambda _: None)
+    figures = []
+    for tell in (report.late, report.looked, lambda: report.broken("is empty"), report.late, report.looked):
+        tell()
+        figures.append(registry.get_sample_value("dlrflow_auth_keys_file_broken"))
+
+    assert figures == [1, 0, 1, 1, 1]
 
 
 def test_a_file_that_everybody_may_read_gets_a_hint(tmp_path: Path) -> None:

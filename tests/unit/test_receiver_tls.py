@@ -1,6 +1,7 @@
 """Certificates: what is taken at the start, what becomes of them later, and what an operator is told."""
 
 import asyncio
+import errno
 import os
 import ssl
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -24,7 +26,7 @@ from ingest.receiver.certificates import Certificates
 from ingest.receiver.tls import Pairs, TlsFiles
 from ingest.runtime.clock import SystemClock
 from ingest.runtime.errors import UsageError
-from tests.certificates import Authority, Kind, PairOfFiles
+from tests.certificates import UNKNOWN_CURVE, Authority, Kind, PairOfFiles
 
 EXPIRY = "dlrflow_tls_certificate_expiry_timestamp_seconds"
 
@@ -58,6 +60,10 @@ class Told:
         """See `CertificatesWatcher`."""
         self.looks += 1
 
+    def late(self) -> None:
+        """See `CertificatesWatcher`."""
+        self.said.append("late")
+
     def renewed(self, _served: object) -> None:
         """See `CertificatesWatcher`."""
         self.said.append("renewed")
@@ -65,6 +71,12 @@ class Told:
     def broken(self, why: str) -> None:
         """See `CertificatesWatcher`."""
         self.said.append(why)
+
+
+async def settle(served: Certificates) -> None:
+    """What the files hold is taken over, as two looks do it."""
+    await served.look()
+    assert await served.look()
 
 
 # What is taken at the start.
@@ -83,6 +95,9 @@ class Told:
         ("RSA", lambda pair, other: pair.key.write_bytes(other.issue("ECDSA")[1]), "holds no private key (PEM) for"),
         ("ECDSA", lambda pair, other: pair.key.write_bytes(other.issue("ECDSA")[1]), "does not belong to"),
         ("ECDSA", lambda pair, _: pair.key.write_bytes(encrypted(pair.key.read_bytes())), "is encrypted: it must be"),
+        ("ECDSA", lambda pair, _: pair.write(*UNKNOWN_CURVE), "ECDSA.key"),
+        ("ECDSA", lambda pair, _: as_pipe(pair.key), "cannot be read: Is no regular file"),
+        ("ECDSA", lambda pair, _: as_folder(pair.cert), "cannot be read: Is a directory"),
     ],
 )
 def test_a_pair_that_cannot_be_used_is_named_in_one_line(
@@ -100,6 +115,18 @@ def test_a_pair_that_cannot_be_used_is_named_in_one_line(
     assert why in said
     assert "\n" not in said
     assert raised.value.status == 2
+
+
+def as_pipe(path: Path) -> None:
+    """A pipe that nobody writes to, in the place of a file."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_folder(path: Path) -> None:
+    """A folder in the place of a file."""
+    path.unlink()
+    path.mkdir()
 
 
 def encrypted(key: bytes) -> bytes:
@@ -161,15 +188,15 @@ async def test_a_change_is_taken_over_by_its_content(authority: Authority, tmp_p
     files = files_of(PairOfFiles(tmp_path / "..data/ECDSA.crt", tmp_path / "..data/ECDSA.key"))
     served = Certificates(files, watcher=told)
     first = served.context
-    await served.look()
+    assert await served.look()
     assert served.context is first
 
     (tmp_path / "..next").symlink_to(new)
     (tmp_path / "..next").replace(tmp_path / "..data")
-    await served.look()
+    await settle(served)
 
     assert served.context is not first
-    assert (told.said, told.looks) == (["renewed"], 2)
+    assert told.said == ["renewed"]
 
 
 async def test_files_that_do_not_fit_change_nothing_and_are_told_once(authority: Authority, tmp_path: Path) -> None:
@@ -181,49 +208,143 @@ async def test_files_that_do_not_fit_change_nothing_and_are_told_once(authority:
     cert, key = authority.issue("ECDSA")
 
     pair.cert.write_bytes(cert)
-    for _ in range(3):
-        await served.look()
+    for _ in range(2):
+        await settle(served)
     assert served.context is first
     assert told.said == [f"the key in {pair.key} does not belong to the certificate in {pair.cert}"]
     pair.cert.write_bytes(cert[:100])
-    await served.look()
+    await settle(served)
     assert told.said[1:] == [f"{pair.cert} holds no certificate (PEM)"]
     pair.cert.unlink()
-    await served.look()
+    await settle(served)
     assert told.said[2:] == [f"{pair.cert} cannot be read: No such file or directory"]
     pair.cert.write_bytes(content)
-    await served.look()
+    await settle(served)
     assert told.said[3:] == ["renewed"]
     second = served.context
     pair.write(cert, key)
-    await served.look()
+    await settle(served)
 
     assert told.said[4:] == ["renewed"]
     assert len({first, second, served.context}) == 3
 
 
-async def test_what_changes_under_our_eyes_is_judged_later(
-    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_changes_under_our_eyes_is_judged_later(authority: Authority, tmp_path: Path) -> None:
     """Between the certificate and its key, nobody is alarmed."""
     pair = authority.pair(tmp_path, "ECDSA")
     told = Told()
     served = Certificates(files_of(pair), watcher=told)
     cert, key = authority.issue("ECDSA")
+
     pair.cert.write_bytes(cert)
-    load = served._load
-
-    def load_slowly(seen: Pairs | str) -> object:
-        loaded = load(seen)
-        pair.key.write_bytes(key)
-        return loaded
-
-    monkeypatch.setattr(served, "_load", load_slowly)
-    await served.look()
+    assert not await served.look()
+    pair.key.write_bytes(key)
+    assert not await served.look()
     assert told.said == []
+    assert await served.look()
+
+    assert told.said == ["renewed"]
+
+
+async def test_a_chain_is_not_served_without_its_end(authority: Authority, tmp_path: Path) -> None:
+    """Half of a file that is written in place can be whole certificates, only not all of them."""
+    pair = authority.pair(tmp_path, "ECDSA")
+    told = Told()
+    served = Certificates(files_of(pair), watcher=told)
+    cert, key = authority.issue("ECDSA")
+    whole = cert + authority.issue("RSA")[0]
+    pair.write(cert, key)
+
+    assert not await served.look()
+    pair.cert.write_bytes(whole)
+    assert not await served.look()
+    assert await served.look()
+
+    assert told.said == ["renewed"]
+    assert served.served.pairs[0].cert == whole
+
+
+async def test_a_curve_that_only_openssl_knows_changes_nothing(authority: Authority, tmp_path: Path) -> None:
+    """It can be loaded and not be read: the certificates before are served on, and the alarm quotes nothing."""
+    pair = authority.pair(tmp_path, "ECDSA")
+    told = Told()
+    served = Certificates(files_of(pair), watcher=told)
+    first = served.context
+
+    pair.write(*UNKNOWN_CURVE)
+    await settle(served)
+
+    assert served.context is first
+    [said] = told.said
+    assert str(pair.cert) in said
+    assert "1.3.132" not in said
+
+
+async def test_whatever_a_library_raises_is_an_alarm(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions, dates and more: what can be raised over a file is no closed set."""
+    pair = authority.pair(tmp_path, "ECDSA")
+    told = Told()
+    served = Certificates(files_of(pair), watcher=told)
+
+    def raises(_data: bytes) -> object:
+        raise x509.InvalidVersion("secret", 7)
+
+    monkeypatch.setattr(x509, "load_pem_x509_certificates", raises)
+    pair.write(*authority.issue("ECDSA"))
+    await settle(served)
+
+    assert told.said == [f"{pair.cert} with the key in {pair.key} cannot be used here: InvalidVersion"]
+
+
+@pytest.mark.parametrize("call", ["open", "memfd_create"])
+async def test_a_machine_without_descriptors_is_asked_again(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[EventDict], call: str
+) -> None:
+    """The files are not to blame, so they raise no alarm; they are served once there are descriptors again."""
+    pair = authority.pair(tmp_path, "ECDSA")
+    told = Told()
+    served = Certificates(files_of(pair), watcher=told)
+    cert, key = authority.issue("ECDSA")
+    pair.write(cert, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, no_descriptor)
+        looks = [await served.look() for _ in range(4)]
+        with pytest.raises(UsageError, match="DLR_TLS_KEY_FILES: Too many open files"):
+            Certificates(files_of(pair))
+    assert not any(looks)
+    assert told.said == []
+    assert [line["because"] for line in log] == ["Too many open files"]
+    await served.look()
     await served.look()
 
     assert told.said == ["renewed"]
+    assert served.served.pairs[0].cert == cert
+
+
+def no_descriptor(*_args: object) -> int:
+    """As a call fails when a process has too many."""
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+async def test_without_files_in_memory_the_alarm_says_so(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That does not pass by itself, such as a call that a container forbids."""
+    pair = authority.pair(tmp_path, "ECDSA")
+    told = Told()
+    served = Certificates(files_of(pair), watcher=told)
+
+    def forbidden(_name: str) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "memfd_create", forbidden)
+    pair.write(*authority.issue("ECDSA"))
+    await settle(served)
+
+    assert told.said == [f"{pair.cert} with the key in {pair.key} cannot be used here: PermissionError"]
 
 
 async def test_a_worker_begins_with_what_its_parent_could_use(authority: Authority, tmp_path: Path) -> None:
@@ -233,10 +354,10 @@ async def test_a_worker_begins_with_what_its_parent_could_use(authority: Authori
     pair.key.unlink()
 
     served = Certificates(files_of(pair), pairs)
-    await served.look()
+    await settle(served)
     assert served.served.pairs == pairs
     pair.write(*authority.issue("ECDSA"))
-    await served.look()
+    await settle(served)
 
     assert served.served.pairs != pairs
 
@@ -320,14 +441,55 @@ async def test_changes_are_counted_and_an_alarm_stands(
 
     assert figures() == (0, 0, 0)
     pair.cert.write_bytes(b"")
-    await served.look()
+    await settle(served)
     assert figures() == (1, 1, 0)
     pair.write(*authority.issue("ECDSA"))
-    await served.look()
+    await settle(served)
 
     assert figures() == (0, 1, 1)
     assert handed == [served.served.pairs]
     assert [line["log_level"] for line in log] == ["error", "info"]
+
+
+def test_files_that_nobody_could_look_at_for_long_raise_the_alarm(authority: Authority, tmp_path: Path) -> None:
+    """It ends with the next look, unless the files are broken."""
+    registry = CollectorRegistry()
+    served = Certificates(files_of(authority.pair(tmp_path, "ECDSA"))).served
+    report = CertificatesReport(registry, SystemClock(), lambda _: None)
+    figures = []
+    for tell in (
+        report.late,
+        lambda: report.looked(served),
+        lambda: report.broken("why"),
+        report.late,
+        lambda: report.looked(served),
+    ):
+        tell()
+        figures.append(registry.get_sample_value("dlrflow_tls_files_broken"))
+
+    assert figures == [1, 0, 1, 1, 1]
+
+
+async def test_a_key_that_everybody_may_read_gets_a_hint(
+    authority: Authority, tmp_path: Path, log: list[EventDict]
+) -> None:
+    """At the start and with each renewal; but it is served, since some mounts cannot do better."""
+    pair = authority.pair(tmp_path, "ECDSA")
+    settings = TlsSettings(tls_cert_files=(pair.cert,), tls_key_files=(pair.key,))
+    hints = []
+    for mode in (0o644, 0o640):
+        pair.key.chmod(mode)
+        served = certificates(settings, CollectorRegistry(), SystemClock(), lambda _: None)
+        hints.append([(line["event"], line["path"]) for line in log])
+        log.clear()
+    assert served is not None
+    pair.write(*authority.issue("ECDSA"))
+    pair.key.chmod(0o604)
+    await settle(served)
+
+    hint = ("every user of this machine may read a private key of TLS", str(pair.key))
+    assert hints == [[hint], []]
+    assert [line["event"] for line in log] == ["certificates loaded", hint[0]]
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from ingest.commands import receive_worker
-from ingest.commands.receive_worker import Worker, _failure_before
+from ingest.commands.receive_worker import Worker
 from ingest.receiver.channel import STOP, Channel, pack_settings
 from ingest.runtime.files import RealFile, RealFileSystem
+from ingest.runtime.supervise import failure_before
 from ingest.settings import ReceiveSettings
 from ingest.spool.disk import DiskSpool, SpoolOptions, open_spool
 from ingest.spool.writer import GroupWriter
@@ -165,7 +166,7 @@ async def test_a_part_that_was_cancelled_by_nobody_ends_the_worker() -> None:
     part = asyncio.create_task(asyncio.sleep(0))
     part.cancel()
 
-    assert isinstance(await _failure_before(asyncio.Event(), [part]), RuntimeError)
+    assert isinstance(await failure_before(asyncio.Event(), [part]), RuntimeError)
 
 
 class HangingFile(RealFile):

@@ -273,6 +273,20 @@ async def test_refusals_are_told_seldom_and_briefly(start: Start) -> None:
     assert receiver.count("dlrflow_auth_failures_total", reason="unknown-key") == 5
 
 
+async def test_behind_a_proxy_the_line_names_who_pushed(start: Start) -> None:
+    """The connection is always the proxy's; an address that no trusted proxy states does not count."""
+    headers = [b"X-Forwarded-For: 192.0.2.9, 198.51.100.7"]
+    peers = []
+    for proxies in ("127.0.0.0/8", "10.0.0.0/8"):
+        receiver = await start(gates=with_keys({"trusted_proxies": proxies}))
+        head, body = a_request(BODY).split(b"\r\n\r\n", 1)
+        with structlog.testing.capture_logs() as lines:
+            await receiver.ask(b"\r\n".join([head, *headers, b"", body]))
+        peers.append([(line["reason"], line["peer"], line["connected_from"]) for line in lines])
+
+    assert peers == [[("missing", "198.51.100.7", "127.0.0.1")], [("missing", "127.0.0.1", "127.0.0.1")]]
+
+
 def test_a_line_that_passes_tells_how_many_did_not() -> None:
     """So that nothing is hidden by the bound on lines."""
 

@@ -409,9 +409,11 @@ async def test_a_renewed_certificate_is_served_to_new_connections(start_tls: Sta
 
     secure.pairs["ECDSA"].write(*secure.authority.issue("ECDSA"))
     await secure.certificates.look()
+    assert await secure.certificates.look()
     second = await secure.served_to(client)
     secure.pairs["ECDSA"].cert.write_bytes(b"-----BEGIN CERTIFICATE-----\n")
     await secure.certificates.look()
+    assert await secure.certificates.look()
 
     assert len({first, second}) == 2
     assert await secure.served_to(client) == second
