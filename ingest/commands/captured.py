@@ -42,6 +42,8 @@ def read_capture(
     """
     notes = []
     data = _read(head, "--head")
+    if not data.strip():
+        raise UsageError(f"--head {head} is empty")
     lines, rest = _partition(data)
     if (line := _REQUEST_LINE.fullmatch(lines[0])) is not None:
         stated_method, stated_target = line[1].decode(), line[2].decode(errors="surrogateescape")

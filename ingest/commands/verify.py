@@ -5,13 +5,15 @@ it says can be passed on; the values of the signed headers are.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Final
 
 import typer
 
 from ingest.commands.captured import Capture
-from ingest.commands.verify_hints import Values, date_of, hints, is_signed, text_of
+from ingest.commands.verify_hints import Values, date_of, hints, is_signed, refused_first, text_of
 from ingest.contract.settings import PREFIX, AuthSettings
 from ingest.receiver.gate import proxy_of
 from ingest.receiver.keys import SETTING, Keys, keys_at_start
@@ -38,9 +40,12 @@ from ingest.runtime.errors import FoundError, UsageError
 
 Say = Callable[[str], None]
 
+_SIGNATURE: Final = re.compile(r"(?<=signature=)[^\s,]+", re.IGNORECASE)
+"""What stands for a signature anywhere: a sender may have signed its own `Authorization`, or a proxy copied it."""
+
 
 def explain(
-    capture: Capture, settings: AuthSettings, *, now: datetime, paths: Sequence[str], say: Say = typer.echo
+    capture: Capture, settings: AuthSettings, *, now: datetime, paths: Sequence[str], speak: Say = typer.echo
 ) -> None:
     """Say step by step what is looked at and what comes of it.
 
@@ -49,12 +54,17 @@ def explain(
         settings: how the receiver checks.
         now: the time at which it is judged.
         paths: those that the platform is told to call.
-        say: gets each line.
+        speak: gets each line.
 
     Raises:
-        FoundError: the receiver would answer 401.
+        FoundError: the receiver would answer 401, or something else before it looks at the signature that is wrong.
         UsageError: no usable keys file is configured.
     """
+    first = refused_first(capture.received, paths)
+
+    def say(line: str) -> None:
+        speak(_SIGNATURE.sub("(hidden)", line))
+
     if settings.auth_keys_file is None:
         raise UsageError(f"{SETTING} is unset: there is no key to verify with")
     keys = keys_at_start(settings.auth_keys_file)
@@ -69,10 +79,15 @@ def explain(
     except NotAuthenticError as error:
         say(f"Verdict: refused, {error.reason.words}")
         if stated is not None:
-            for hint in hints(error.reason, received, stated, keys, proxy, paths=paths):
+            for hint in hints(error.reason, received, stated, keys, proxy):
                 say(f"  hint: {hint}")
-        raise FoundError(f"the receiver answers 401 and counts the reason {error.reason}") from None
+        if first is None:
+            raise FoundError(f"the receiver answers 401 and counts the reason {error.reason}") from None
+        say(f"  hint: {first}")
+        raise FoundError(f"the signature is refused for the reason {error.reason}; but {first}") from None
     say("Verdict: the signature is right")
+    if first is not None:
+        say(f"  hint: but {first}")
 
 
 def _say_request(capture: Capture, say: Say) -> None:
@@ -109,13 +124,23 @@ def _say_headers(values: Values, stated: Stated, proxy: Proxy, body: bytes, say:
     for name in stated.signed:
         found = values.get(name, ())
         others = ", ".join(text_of(value) for value in proxy.tried(name, body) if value not in found)
-        words = "MISSING" if not found else f"REPEATED, {len(found)} times" if len(found) > 1 else text_of(found[0])
-        say(f"  {text_of(name)}: {words if name != AUTHORIZATION else '(hidden)'}")
+        say(f"  {text_of(name)}: {_value(found) if name != AUTHORIZATION else '(hidden)'}")
         if others:
             say(f"    also tried: {others}")
     for name in MUST_BE_SIGNED:
         if name not in stated.signed:
             say(f"  {text_of(name)}: NOT SIGNED, but it must be")
+
+
+def _value(found: Sequence[bytes]) -> str:
+    """The value of a header, or what is wrong with it."""
+    if not found:
+        return "MISSING"
+    different = [text_of(value) for value in dict.fromkeys(found)]
+    if len(found) == 1:
+        return different[0]
+    alike = f"each {different[0]}" if len(different) == 1 else f"different values: {' and '.join(different)}"
+    return f"REPEATED, {len(found)} times, {alike}"
 
 
 def _say_date(received: Received, settings: AuthSettings, now: datetime, say: Say) -> None:

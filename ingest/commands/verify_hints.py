@@ -11,8 +11,9 @@ from dataclasses import replace
 from itertools import product
 from typing import Final
 
+from ingest.contract.push import Route
 from ingest.receiver.keys import Keys
-from ingest.receiver.parse import target_path
+from ingest.receiver.parse import is_identity, is_of_type, target_path
 from ingest.receiver.signature import (
     CONNECTION,
     CONTENT_LENGTH,
@@ -35,13 +36,36 @@ Values = Mapping[bytes, Sequence[bytes]]
 Change = tuple[Callable[[Received], Received], str]
 """Something that may have come in between, undone, and what to do about it; the text is empty where nothing is."""
 
+CONTENT_TYPE: Final = b"content-type"
+CONTENT_ENCODING: Final = b"content-encoding"
 OTHER_PORTS: Final = (443, 80, 8443, 8080)
 GUESSED_HOSTS_MAX: Final = 3
 
 
-def hints(
-    reason: Reason, received: Received, stated: Stated, keys: Keys, proxy: Proxy, *, paths: Sequence[str]
-) -> Iterator[str]:
+def refused_first(received: Received, paths: Sequence[str]) -> str | None:
+    """What the receiver answers before it looks at any signature, as far as the head alone tells; None if nothing.
+
+    Args:
+        received: the request.
+        paths: of the batch callback and of the single one.
+    """
+    routes = dict(zip(paths, (Route.BATCH, Route.SINGLE), strict=True))
+    route = routes.get(received.target) or routes.get(target_path(received.target))
+    values = values_by_name(received.headers)
+    if route is None:
+        status, why = 404, f"for this path: configured are {' and '.join(paths)}"
+    elif received.method != "POST":
+        status, why = 405, "for this method"
+    elif not is_of_type(text_of(values.get(CONTENT_TYPE, (b"",))[0]), route):
+        status, why = 415, "for this content type"
+    elif not is_identity(map(text_of, values.get(CONTENT_ENCODING, ()))):
+        status, why = 415, "for this content encoding"
+    else:
+        return None
+    return f"the receiver answers {status} {why}, before it looks at the signature"
+
+
+def hints(reason: Reason, received: Received, stated: Stated, keys: Keys, proxy: Proxy) -> Iterator[str]:
     """What to do about a refusal.
 
     Args:
@@ -50,7 +74,6 @@ def hints(
         stated: what its `Authorization` says.
         keys: of the keys file.
         proxy: what is tried already.
-        paths: those that the platform is told to call.
     """
     values = values_by_name(received.headers)
     secret = keys.secret_of(stated.access_key)
@@ -62,16 +85,16 @@ def hints(
         case Reason.UNKNOWN_KEY:
             yield f"the keys file has {', '.join(sorted(keys.names()))}"
             yield from _what_makes_it_right(received, stated, keys, proxy)
-        case Reason.HEADER_MISSING if CONNECTION in stated.signed and CONNECTION not in values:
-            yield "a proxy takes Connection away: set DLR_AUTH_CONNECTION_VALUES=close,keep-alive"
-        case Reason.HEADER_MISSING if CONTENT_LENGTH in stated.signed and CONTENT_LENGTH not in values:
-            yield "a proxy sends the body chunked: with any of the settings for a proxy its length is tried"
+        case Reason.HEADER_MISSING:
+            missing = [text_of(name) for name in stated.signed if name not in values]
+            found = list(_what_makes_it_right(received, stated, keys, proxy))
+            yield from found or [
+                f"a proxy may have taken {', '.join(missing)} away, but that is not all: no usual value makes it right"
+            ]
         case Reason.NOT_SIGNED | Reason.UNSIGNED_PAYLOAD | Reason.BODY_HASH:
             yield "the platform does not sign like this: who sent it?"
         case Reason.WRONG:
             yield from _hints_for_wrong(received, values, stated, keys, proxy)
-    if target_path(received.target) not in paths:
-        yield f"a request with this path is answered 404: configured are {' and '.join(paths)}"
 
 
 def _hints_for_wrong(received: Received, values: Values, stated: Stated, keys: Keys, proxy: Proxy) -> Iterator[str]:
@@ -88,12 +111,17 @@ def _hints_for_wrong(received: Received, values: Values, stated: Stated, keys: K
     yield "the secret key may be another one: compare it with the platform's, and which access key it belongs to"
     yield "the host differs if a proxy sets its own: name the one that the platform calls in DLR_AUTH_EXTERNAL_HOSTS"
     yield "the path differs if a proxy removed a prefix: name it in DLR_AUTH_PATH_PREFIX"
-    yield "connection differs if a proxy sets its own: DLR_AUTH_CONNECTION_VALUES=close,keep-alive"
 
 
 def _what_makes_it_right(received: Received, stated: Stated, keys: Keys, proxy: Proxy) -> Iterator[str]:
     """The fewest changes under which the signature is right."""
-    choices = [_bodies(received), _hosts(received), _connections(received), _targets(received)]
+    choices = [
+        _bodies(received),
+        _hosts(received),
+        _connections(received),
+        _lengths(received, stated),
+        _targets(received),
+    ]
     combined = sorted(product(*choices), key=lambda changes: sum(bool(hint) for _, hint in changes))
     for access_key in sorted(keys.names(), key=lambda name: name != stated.access_key):
         secret = keys.secret_of(access_key)
@@ -155,6 +183,18 @@ def _connections(received: Received) -> list[Change]:
             if value not in said
         ),
     ]
+
+
+def _lengths(received: Received, stated: Stated) -> list[Change]:
+    choices: list[Change] = [(_same, "")]
+    if CONTENT_LENGTH in stated.signed and CONTENT_LENGTH not in values_by_name(received.headers):
+        choices.append(
+            (
+                lambda request: _with_header(CONTENT_LENGTH, b"%d" % len(request.body))(request),
+                "it is right with the length of the body, which a proxy sends chunked: any setting for a proxy helps",
+            )
+        )
+    return choices
 
 
 def _targets(received: Received) -> list[Change]:

@@ -126,8 +126,9 @@ BEHIND = Signer(headers=[("connection", "close"), ("content-length", "23"), *Sig
             "it is right with host dlr.example.com: name it in DLR_AUTH_EXTERNAL_HOSTS",
         ),
         ({"connection": "keep-alive"}, "it is right with connection close: set DLR_AUTH_CONNECTION_VALUES"),
-        ({"connection": ""}, "a proxy takes Connection away: set DLR_AUTH_CONNECTION_VALUES"),
-        ({"content_length": ""}, "a proxy sends the body chunked"),
+        ({"connection": ""}, "it is right with connection close: set DLR_AUTH_CONNECTION_VALUES"),
+        ({"content_length": ""}, "it is right with the length of the body, which a proxy sends chunked: any setting"),
+        ({"content_type": ""}, "a proxy may have taken content-type away, but that is not all"),
         (
             {"host": "backend"},
             "the host differs if a proxy sets its own: name the one that the platform calls in DLR_AUTH_EXTERNAL_HOSTS",
@@ -195,7 +196,12 @@ def test_secrets_under_the_wrong_names_are_found(desk: Desk) -> None:
     ("old", "new", "words"),
     [
         ("Host: 205.145.111.168:9330\n", "", "  host: MISSING\n"),
-        ("Host: ", "Host: a\nHost: ", "  host: REPEATED, 2 times\n"),
+        ("Host: ", "Host: a\nHost: ", "  host: REPEATED, 2 times, different values: a and 205.145.111.168:9330\n"),
+        (
+            "Host: ",
+            "Host: 205.145.111.168:9330\nHost: ",
+            "  host: REPEATED, 2 times, each 205.145.111.168:9330\n",
+        ),
         ("content-type;host", "content-type", "  host: NOT SIGNED, but it must be\n"),
         ("X-Sdk-Date: 2024", "X-Sdk-Date: 24", "Date: X-Sdk-Date is missing or no time such as 20241212T070653Z\n"),
         ("Authorization:", "X-Authorization:", "Verdict: refused, there is no Authorization header\n"),
@@ -215,6 +221,63 @@ def test_what_is_missing_or_repeated_is_named(desk: Desk, old: str, new: str, wo
 
     assert status == 1
     assert words in out
+
+
+def test_a_hint_that_would_not_help_is_none(desk: Desk) -> None:
+    """Connection is missing, but something else was changed as well."""
+    captured(desk, BEHIND, connection="", content_type="text/json")
+
+    out = desk.verify()[1]
+
+    assert "hint: a proxy may have taken connection away, but that is not all" in out
+    assert "DLR_AUTH_CONNECTION_VALUES" not in out
+
+
+@pytest.mark.parametrize("name", ["authorization", "x-forwarded-authorization"])
+def test_a_signature_among_the_signed_headers_is_hidden(desk: Desk, name: str) -> None:
+    """Whoever signs it or sends it along: it is not in the canonical request that is printed either."""
+    line = f"Access={ACCESS_KEY}, SignedHeaders={NAMES};{name}, Signature={V2_SIGNATURE}\n"
+    desk.head.write_text(V2.replace(f"Access={ACCESS_KEY}, SignedHeaders={NAMES}, Signature={V2_SIGNATURE}\n", line))
+    if name != "authorization":
+        desk.head.write_text(desk.head.read_text() + f"{name}: SDK-HMAC-SHA256 {line}")
+
+    status, out, err = desk.verify()
+
+    assert status == 1
+    assert f"  | {name}:SDK-HMAC-SHA256 Access={ACCESS_KEY}" in out
+    assert "Signature=(hidden)" in out
+    assert V2_SIGNATURE not in out + err
+
+
+@pytest.mark.parametrize(
+    ("signer", "line", "words"),
+    [
+        (BEHIND.but(path="/other"), "POST /other", "404 for this path: configured are /batchReport and /report"),
+        (BEHIND.but(method="PUT"), "PUT /batchReport", "405 for this method"),
+        (BEHIND.but(path="/report"), "POST /report", "415 for this content type"),
+        (
+            BEHIND.but(headers=[*BEHIND.headers, ("content-encoding", "gzip")]),
+            "POST /batchReport",
+            "415 for this content encoding",
+        ),
+    ],
+)
+def test_what_is_refused_before_the_signature_is_said(desk: Desk, signer: Signer, line: str, words: str) -> None:
+    """Beside a signature that is right, and in place of the 401 that would never be answered."""
+    captured(desk, signer)
+    desk.head.write_text(desk.head.read_text().replace("POST /batchReport", line))
+
+    status, out, _ = desk.verify()
+    assert status == 0
+    assert out.endswith(
+        f"Verdict: the signature is right\n  hint: but the receiver answers {words}, before it looks at the signature\n"
+    )
+
+    desk.keys.write_text(f'{{"{ACCESS_KEY}":"other"}}')
+    status, out, err = desk.verify()
+    assert status == 1
+    assert f"hint: the receiver answers {words}" in out
+    assert err.startswith(f"error: the signature is refused for the reason wrong; but the receiver answers {words}")
 
 
 def test_what_is_shown_cannot_play_tricks_with_the_terminal(desk: Desk) -> None:
@@ -248,6 +311,8 @@ def test_more_mistakes_are_status_2(desk: Desk) -> None:
         2,
         "error: DLR_AUTH_KEYS_FILE is unset: there is no key to verify with\n",
     )
+    desk.head.write_text("\n")
+    assert desk.verify()[::2] == (2, f"error: --head {desk.head} is empty\n")
     desk.head.write_text("nonsense\n")
     assert desk.verify()[2].startswith(f"error: --head {desk.head} has a line that is neither")
     desk.head.write_text(V2)
