@@ -25,9 +25,16 @@ def _unset(value: object) -> object:
 
 
 def _listed(value: object) -> object:
-    """Read comma-separated text as a list; blanks around an item do not count, nor do empty items."""
+    """Read comma-separated text as a list; blanks around an item do not count, nor do empty items beside others.
+
+    Only an empty text means none: one of blanks and commas is a template whose variables came out empty, and to read it
+    as unset would let in everybody.
+    """
     if isinstance(value, str):
-        return tuple(item for item in (part.strip() for part in value.split(",")) if item)
+        items = tuple(item for item in (part.strip() for part in value.split(",")) if item)
+        if value and not items:
+            raise ValueError("needs comma-separated values, or to be empty: it names none")
+        return items
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -5,7 +5,8 @@ environment, `http_port` in the TOML file and `--http-port` on the command line.
 packages, because each command refuses a `DLR_*` name that nobody knows and must tell those of the other commands apart
 from misspelled ones.
 
-An empty text means unset wherever a setting may be unset. Lists are comma-separated.
+An empty text means unset wherever a setting may be unset. Lists are comma-separated; one of blanks and commas alone is
+a mistake.
 """
 
 from collections.abc import Mapping

@@ -202,6 +202,18 @@ def test_lists_are_comma_separated_or_toml_lists(tmp_path: Path) -> None:
     assert settings.auth_connection_values == ("close",)
 
 
+@pytest.mark.parametrize("name", [PREFIX + name.upper() for name, field in all_fields().items() if field.default == ()])
+@pytest.mark.parametrize("value", [",", " ", " , ", ",,", "\t"])
+def test_a_list_that_names_nothing_is_a_mistake(name: str, value: str) -> None:
+    """A template whose variables came out empty must not open the port to everybody."""
+    line = mistake(IngestSettings, {name: value})
+
+    assert (
+        line == f"{name} (from the environment) is {value!r} but needs comma-separated values, or to be empty: "
+        "it names none"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [
