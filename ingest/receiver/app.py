@@ -157,6 +157,7 @@ class CallbackPort:
             now=self._loop.time,
             on_limit=metrics.count_limit,
             is_exempt=is_proxy,
+            is_foreign=(lambda _: False) if gates.peers is None else gates.peers.is_foreign,
         )
         self._open = 0
         self._accepting = False

@@ -3,10 +3,12 @@
 At a bound the newcomer is not refused: whoever has kept us waiting longest goes in its place, because a sender that
 pushes once per connection has nothing but newcomers. Senders that were never answered success go first. Whom we keep
 waiting (the push is on its way to the disk) never goes, and nobody goes within `GRACE_S`.
+
+Foreigners (they may not push, whatever they say) have no such rights: they go first, at once, and have a small share.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import AddressValueError, IPv6Address
@@ -21,6 +23,9 @@ PEER_GRACE_S: Final = 5.0
 """The same where an address has as many connections as it may: one that hammers at the door must not make us open and
 close a thousand connections a second, which costs ten times as much as to turn it away."""
 
+FOREIGN_SHARE: Final = 8
+"""Foreigners have one of so many places, at least one: enough to be told 403, and not enough to be in the way."""
+
 _HOST_BITS: Final = 64
 
 WORTH_BYTES: Final = 16 * 1024
@@ -32,6 +37,8 @@ class Limit(StrEnum):
 
     CONNECTIONS = "connections"
     PEER = "connections-of-peer"
+    PEER_TURNED_AWAY = "connections-of-peer-turned-away"
+    FOREIGN = "connections-foreign"
     DESCRIPTORS = "descriptors"
     MEMORY = "memory"
     HANDSHAKE_TIME = "handshake-time"
@@ -56,6 +63,7 @@ class Guest:
         held: bytes of its requests in memory.
         known: it was answered success.
         gone: it counts no more.
+        foreign: it may not push.
     """
 
     peer: str
@@ -65,6 +73,7 @@ class Guest:
     held: int = 0
     known: bool = False
     gone: bool = False
+    foreign: bool = False
 
 
 class Crowd:
@@ -77,6 +86,7 @@ class Crowd:
         now: the event loop's time.
         on_limit: called with each limit that somebody reached.
         is_exempt: whether an address may have any number of guests: a proxy speaks for many.
+        is_foreign: whether nothing that comes from an address may push.
     """
 
     def __init__(
@@ -88,16 +98,20 @@ class Crowd:
         now: Callable[[], float],
         on_limit: Callable[[Limit], None],
         is_exempt: Callable[[str], bool] = lambda _: False,
+        is_foreign: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._most = most
         self._most_of_peer = most_of_peer
         self._most_bytes = most_bytes
         self._now = now
+        self._most_foreign = max(1, most // FOREIGN_SHARE)
         self._is_exempt = is_exempt
+        self._is_foreign = is_foreign
         self.on_limit = on_limit
         self._of_peer: Counter[str] = Counter()
         self._strangers: OrderedDict[Guest, None] = OrderedDict()
         self._known: OrderedDict[Guest, None] = OrderedDict()
+        self._foreign: OrderedDict[Guest, None] = OrderedDict()
         self._open = 0
         self.held_bytes = 0
         """Of all guests together."""
@@ -107,25 +121,36 @@ class Crowd:
 
     def has_room(self) -> bool:
         """Whether one more may come in, if need be for one that keeps us waiting for too long."""
-        return self._open < self._most or self._longest_waiting(lambda _: True) is not None
+        return self._open < self._most or self._longest_waiting() is not None
 
     def evict_one(self) -> bool:
         """Make one guest go; False if none has kept us waiting for long enough."""
-        return self._evict(self._longest_waiting(lambda _: True))
+        return self._evict(self._longest_waiting())
 
     def enter(self, peer: str, evict: Callable[[], None]) -> Guest | None:
         """Let one in, for another if it must be; None if nobody goes for it: it should be closed at once."""
+        foreign = self._is_foreign(peer)
         exempt = not self._most_of_peer or self._is_exempt(peer)
         peer = network_of(peer)
+        if foreign and (len(self._foreign) >= self._most_foreign or self._open >= self._most):
+            # It takes nobody's place but another one's.
+            self.on_limit(Limit.FOREIGN)
+            if not self._evict(_longest_waiting(self._foreign, self._now() - GRACE_S)):
+                return None
         if self._of_peer[peer] >= self._most_of_peer and not exempt:
             self.on_limit(Limit.PEER)
-            if not self._evict(self._longest_waiting(lambda other: other.peer == peer, PEER_GRACE_S)):
+            latest = self._now() - PEER_GRACE_S
+            if not any(
+                self._evict(_longest_waiting(waiting, latest, lambda other: other.peer == peer))
+                for waiting in (self._foreign, self._strangers, self._known)
+            ):
+                self.on_limit(Limit.PEER_TURNED_AWAY)
                 return None
         if self._open >= self._most:
             self.on_limit(Limit.CONNECTIONS)
             if not self.evict_one():
                 return None
-        guest = Guest(peer, evict)
+        guest = Guest(peer, evict, foreign=foreign)
         self._open += 1
         self._of_peer[peer] += 1
         self.waits(guest)
@@ -161,6 +186,9 @@ class Crowd:
 
     def _order(self, guest: Guest) -> OrderedDict[Guest, None]:
         """Those like it, by `since`; it is one of them from now on."""
+        if guest.foreign:
+            self._foreign.setdefault(guest)
+            return self._foreign
         there, elsewhere = (self._known, self._strangers) if guest.known else (self._strangers, self._known)
         if guest not in there:
             elsewhere.pop(guest, None)
@@ -180,9 +208,7 @@ class Crowd:
             return False
         while self.held_bytes + size > self._most_bytes:
             self.on_limit(Limit.MEMORY)
-            if not self._evict(
-                self._longest_waiting(lambda other: other.held >= WORTH_BYTES and other is not guest),
-            ):
+            if not self._evict(self._longest_waiting(lambda other: other.held >= WORTH_BYTES and other is not guest)):
                 return False
         guest.held += size
         self.held_bytes += size
@@ -194,15 +220,14 @@ class Crowd:
         guest.held -= size
         self.held_bytes -= size
 
-    def _longest_waiting(self, is_wanted: Callable[[Guest], bool], grace_s: float | None = None) -> Guest | None:
-        latest = self._now() - (GRACE_S if grace_s is None else grace_s)
-        for waiting in (self._strangers, self._known):
-            for guest in waiting:
-                if guest.since > latest:
-                    break
-                if not guest.is_served and is_wanted(guest):
-                    return guest
-        return None
+    def _longest_waiting(self, is_wanted: Callable[[Guest], bool] = lambda _: True) -> Guest | None:
+        """Who goes first, so that there is room for another one."""
+        now = self._now()
+        return (
+            _longest_waiting(self._foreign, now, is_wanted)
+            or _longest_waiting(self._strangers, now - GRACE_S, is_wanted)
+            or _longest_waiting(self._known, now - GRACE_S, is_wanted)
+        )
 
     def _evict(self, guest: Guest | None) -> bool:
         if guest is None:
@@ -210,6 +235,18 @@ class Crowd:
         self.leave(guest)
         guest.evict()
         return True
+
+
+def _longest_waiting(
+    waiting: Iterable[Guest], latest: float, is_wanted: Callable[[Guest], bool] = lambda _: True
+) -> Guest | None:
+    """The first in their order that has kept us waiting since then or before."""
+    for guest in waiting:
+        if guest.since > latest:
+            break
+        if not guest.is_served and is_wanted(guest):
+            return guest
+    return None
 
 
 def network_of(address: str) -> str:

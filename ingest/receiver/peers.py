@@ -87,6 +87,10 @@ class Peers:
             return self._decide(remote, said)
         return self._cached_refusal(remote, said)
 
+    def is_foreign(self, remote: str) -> bool:
+        """Whether no request of a connection from this address may pass, whatever it says: it is no proxy either."""
+        return not self._is_trusted(remote) and self.refusal(remote, ()) is not None
+
     def peer(self, remote: str | None, forwarded: Sequence[str]) -> Address | None:
         """Who pushes; None if that cannot be read. Arguments as of `refusal`."""
         remote = remote or ""

@@ -4,7 +4,16 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ingest.receiver.crowd import GRACE_S, PEER_GRACE_S, WORTH_BYTES, Crowd, Guest, Limit, network_of
+from ingest.receiver.crowd import (
+    FOREIGN_SHARE,
+    GRACE_S,
+    PEER_GRACE_S,
+    WORTH_BYTES,
+    Crowd,
+    Guest,
+    Limit,
+    network_of,
+)
 
 
 @dataclass
@@ -26,6 +35,7 @@ class Door:
             now=lambda: self.now,
             on_limit=self.limits.append,
             is_exempt=lambda peer: peer == "10.0.0.1",
+            is_foreign=lambda peer: peer == "6.6.6.6",
         )
 
     def enter(self, name: str, peer: str = "") -> Guest:
@@ -115,7 +125,7 @@ def test_an_address_has_a_bound_of_its_own() -> None:
     door.enter("other", "1.2.3.5")
 
     assert door.evicted == ["a"]
-    assert door.limits == [Limit.PEER, Limit.PEER]
+    assert door.limits == [Limit.PEER, Limit.PEER_TURNED_AWAY, Limit.PEER]
 
 
 def test_a_proxy_speaks_for_many() -> None:
@@ -126,6 +136,61 @@ def test_a_proxy_speaks_for_many() -> None:
         door.enter(name, "10.0.0.1")
 
     assert len(door.crowd) == 3
+
+
+def test_foreigners_go_first_and_without_grace() -> None:
+    """Before a stranger that has waited for longer, and however new they are."""
+    door = Door(most=2)
+    door.enter("stranger")
+    door.now = 50
+    door.enter("foreigner", "6.6.6.6")
+
+    door.enter("newcomer")
+
+    assert door.evicted == ["foreigner"]
+    assert door.limits == [Limit.CONNECTIONS]
+
+
+def test_foreigners_take_nobodys_place() -> None:
+    """All is full, and everybody has waited for long: a foreigner is turned away, whoever may push is let in."""
+    door = Door(most=2)
+    door.enter("a")
+    door.enter("b")
+    door.now = 50
+
+    assert door.crowd.enter("6.6.6.6", lambda: None) is None
+    assert (door.evicted, door.limits) == ([], [Limit.FOREIGN])
+
+
+def test_foreigners_have_a_small_share() -> None:
+    """Within it they have a second to say something; one that leaves makes room for another."""
+    door = Door(most=2 * FOREIGN_SHARE)
+    door.enter("first", "6.6.6.6")
+    second = door.enter("second", "6.6.6.6")
+    assert door.crowd.enter("6.6.6.6", lambda: None) is None
+
+    door.now = GRACE_S
+    door.enter("third", "6.6.6.6")
+    door.crowd.leave(second)
+    door.enter("fourth", "6.6.6.6")
+
+    assert door.evicted == ["first"]
+    assert door.limits == [Limit.FOREIGN, Limit.FOREIGN]
+    assert len(door.crowd) == 2
+
+
+def test_the_bound_of_one_address_holds_for_foreigners_too() -> None:
+    """With its longer grace: one that hammers at the door is turned away."""
+    door = Door(most=4 * FOREIGN_SHARE, most_of_peer=2)
+    door.enter("a", "6.6.6.6")
+    door.enter("b", "6.6.6.6")
+    door.now = PEER_GRACE_S / 2
+
+    assert door.crowd.enter("6.6.6.6", lambda: None) is None
+    assert (door.evicted, door.limits) == ([], [Limit.PEER, Limit.PEER_TURNED_AWAY])
+    door.now = PEER_GRACE_S
+    door.enter("c", "6.6.6.6")
+    assert door.evicted == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,41 @@ async def test_forwarded_addresses_count_from_trusted_proxies_alone(
     assert (await receiver.ask(a_request(BODY, headers=headers))).status == status
 
 
+async def test_other_networks_hold_few_connections_and_give_them_up(start: Start) -> None:
+    """One in eight, and none that somebody who may push needs; those that ask are told 403."""
+    receiver = await start(gates=with_networks(allowed_networks="127.0.0.1/32"), connections_max=16)
+    elsewhere = {"local_addr": ("127.0.0.2", 0)}
+    foreigners = [await receiver.connect(**elsewhere) for _ in range(2)]
+    await foreigners[0].send(a_request(BODY))
+    told = await foreigners[0].answer()
+    turned_away = await receiver.connect(**elsewhere)
+    ended = await turned_away.end()
+
+    honest = [await receiver.connect() for _ in range(16)]
+    for sender in honest:
+        await sender.send(a_request(BODY))
+    answers = [(await sender.answer()).status for sender in honest]
+
+    assert (told.status, told.body, ended) == (403, FORBIDDEN, b"")
+    assert answers == [200] * 16
+    assert [await foreigner.end() for foreigner in foreigners] == [b"", b""]
+    assert receiver.count("dlrflow_limited_total", limit="connections-foreign") == 1
+    assert receiver.count("dlrflow_network_refusals_total", reason="not-allowed") == 1
+
+
+async def test_a_trusted_proxy_is_no_foreigner(start: Start) -> None:
+    """Though its own address may not push: it speaks for those that may."""
+    networks = {**ELSEWHERE, "trusted_proxies": "127.0.0.0/8"}
+    receiver = await start(gates=with_networks(**networks), connections_max=8)
+
+    senders = [await receiver.connect() for _ in range(8)]
+    for sender in senders:
+        await sender.send(a_request(BODY, headers=("X-Forwarded-For: 117.78.29.7",)))
+
+    assert [(await sender.answer()).status for sender in senders] == [200] * 8
+    assert receiver.count("dlrflow_limited_total", limit="connections-foreign") == 0
+
+
 async def test_refusals_are_told_seldom_and_briefly(start: Start) -> None:
     """One line per reason and while: reason and access key, made harmless; never signature or body."""
     receiver = await start(gates=with_keys())
