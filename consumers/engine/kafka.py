@@ -152,6 +152,33 @@ def record_producer(options: Options, *, client_id: str) -> AIOKafkaProducer:
     )
 
 
+def group_consumer(options: Options, *, client_id: str, group_id: str, begin: str) -> AIOKafkaConsumer:
+    """A member of a group that reads what is committed and says itself how far the group has come.
+
+    Args:
+        options: of every client.
+        client_id: the name that brokers log.
+        group_id: the consumer group.
+        begin: where the group has no offset: `earliest`, or `none` to fail.
+    """
+    return AIOKafkaConsumer(
+        **options,
+        client_id=client_id,
+        group_id=group_id,
+        enable_auto_commit=False,
+        auto_offset_reset=begin,
+        isolation_level="read_committed",
+        partition_assignment_strategy=(StickyPartitionAssignor,),
+        session_timeout_ms=SESSION_TIMEOUT_MS,
+        heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
+        rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
+        max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+        fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+        max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+    )
+
+
 OnPartitions = Callable[[set[int]], Awaitable[None]]
 
 
@@ -175,22 +202,7 @@ class ReportsConsumer:
         self._topic = topic
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
-        self._consumer = AIOKafkaConsumer(
-            **options,
-            client_id=CLIENT_ID,
-            group_id=group_id,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            partition_assignment_strategy=(StickyPartitionAssignor,),
-            session_timeout_ms=SESSION_TIMEOUT_MS,
-            heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
-            rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
-            max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
-            request_timeout_ms=REQUEST_TIMEOUT_MS,
-            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
-            max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
-        )
+        self._consumer = group_consumer(options, client_id=CLIENT_ID, group_id=group_id, begin="none")
 
     async def start(self) -> None:
         """Connect and begin to join the group; assignments come by callback."""

@@ -6,20 +6,14 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError
 
 from consumers.engine.kafka import (
     CLIENT_ERRORS,
     FETCH_MAX_WAIT_MS,
-    HEARTBEAT_INTERVAL_MS,
-    MAX_POLL_INTERVAL_MS,
-    PARTITION_FETCH_BYTES,
-    REBALANCE_TIMEOUT_MS,
-    REQUEST_TIMEOUT_MS,
-    SESSION_TIMEOUT_MS,
     Options,
+    group_consumer,
     is_refused,
     record_producer,
 )
@@ -78,22 +72,7 @@ class ResultsConsumer:
         Raises:
             AwayError: Kafka does not answer; it may be called again.
         """
-        consumer = AIOKafkaConsumer(
-            **self._options,
-            client_id=CLIENT_ID,
-            group_id=self._group_id,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            isolation_level="read_committed",
-            partition_assignment_strategy=(StickyPartitionAssignor,),
-            session_timeout_ms=SESSION_TIMEOUT_MS,
-            heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
-            rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
-            max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
-            request_timeout_ms=REQUEST_TIMEOUT_MS,
-            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
-            max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
-        )
+        consumer = group_consumer(self._options, client_id=CLIENT_ID, group_id=self._group_id, begin="earliest")
         consumer.subscribe([self._topic], listener=_Revocations(self._on_revoked))
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
