@@ -42,9 +42,7 @@ class ReceiveSettings(
     """What `receive` uses."""
 
 
-class DrainSettings(
-    SpoolSettings, PushSettings, KafkaSettings, TopicNameSettings, ShutdownSettings, LogSettings, Settings
-):
+class DrainSettings(SpoolSettings, KafkaSettings, TopicNameSettings, ShutdownSettings, LogSettings, Settings):
     """What `drain` uses."""
 
 

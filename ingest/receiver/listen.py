@@ -58,7 +58,7 @@ def open_listener(host: str, port: int, environ: Mapping[str, str]) -> socket.so
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
-        raise UsageError(f"the callback address {host} is unknown: {error.strerror}") from None
+        raise UsageError(f"the callback address {host} (DLR_HTTP_HOST) is unknown: {error.strerror}") from None
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -67,8 +67,10 @@ def open_listener(host: str, port: int, environ: Mapping[str, str]) -> socket.so
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise PortTakenError(f"callback port {host}:{port} is taken") from None
-        raise UsageError(f"callback port {host}:{port} cannot be listened on: {error.strerror}") from None
+            raise PortTakenError(f"callback port {host}:{port} is taken (DLR_HTTP_PORT)") from None
+        raise UsageError(
+            f"callback port {host}:{port} cannot be listened on (DLR_HTTP_HOST, DLR_HTTP_PORT): {error.strerror}"
+        ) from None
     return listener
 
 

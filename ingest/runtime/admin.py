@@ -108,7 +108,8 @@ class AdminServer:
                 if taken and not self._explicit and port:
                     log.warning("admin port is taken, using a free one", port=port)
                     continue
-                why = "is taken" if taken else f"cannot be listened on: {error.strerror}"
+                wrong = f"cannot be listened on (DLR_ADMIN_HOST, DLR_ADMIN_PORT): {error.strerror}"
+                why = "is taken (DLR_ADMIN_PORT)" if taken else wrong
                 raise UsageError(f"admin port {self._host}:{port} {why}") from None
             break
         return int(runner.addresses[0][1])

@@ -9,11 +9,11 @@ Models derive from `Settings`. Making one directly reads nothing but its argumen
 
 import difflib
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import SecretStr, ValidationError
@@ -247,26 +247,29 @@ def _hidden_parameter(pair: str) -> str:
 
 def allowed(field: FieldInfo) -> str:
     """What a setting may say, in words, for errors and help."""
-    kind = value_type(field)
+    kind, rules = value_type(field), list(field.metadata)
+    if get_origin(kind) is Annotated:
+        kind, *nested = get_args(kind)
+        rules += [rule for each in nested for rule in each.metadata]
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
     if kind is bool:
         return "true or false"
     if kind in (int, float):
-        return ("a whole number" if kind is int else "a number") + _bounds(field)
+        return ("a whole number" if kind is int else "a number") + _bounds(rules)
     if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
         return "comma-separated " + " or ".join(get_args(get_args(kind)[0]))
     return "a path" if kind is Path else "text"
 
 
-def _bounds(field: FieldInfo) -> str:
+def _bounds(rules: Iterable[object]) -> str:
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     found = [
         f"{text} {getattr(rule, bound):g}"
         if isinstance(getattr(rule, bound), float)
         else f"{text} {getattr(rule, bound)}"
         for bound, text in words.items()
-        for rule in field.metadata
+        for rule in rules
         if getattr(rule, bound, None) is not None
     ]
     return " " + " and ".join(found) if found else ""

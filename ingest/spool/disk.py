@@ -143,7 +143,12 @@ class DiskSpool(DiskBacklog):
 
     @property
     def seconds_until_full(self) -> float:
-        """How long the room lasts if the backlog goes on growing as in the last minute; infinite if it does not."""
+        """How long the room lasts if the backlog goes on growing as in the last minute; infinite if it does not.
+
+        0 while not even the smallest push has room.
+        """
+        if isinstance(self._no_room, SpoolFullError):
+            return 0.0
         return self._outlook.seconds_until_full
 
     @property

@@ -1,6 +1,7 @@
 """`python -m ingest drain`: publishes what folders hold that nobody holds, and says by its status if all is out."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from contextlib import AbstractContextManager
@@ -46,14 +47,17 @@ async def spool_of(root: Path, *pushes: Push) -> DiskSpool:
     return spool
 
 
-async def run_drain(root: Path, bootstrap: str, prefix: str, *options: str) -> subprocess.CompletedProcess[str]:
+async def run_drain(root: Path, bootstrap: str, prefix: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a process of its own."""
     command = [
         *(sys.executable, "-m", "ingest", "drain", "--spool-dir", str(root), "--spool-allow-volatile"),
         *("--kafka-bootstrap-servers", bootstrap),
-        *("--reports-topic", prefix + "reports", "--dead-letters-topic", prefix + "letters", *options),
+        *("--reports-topic", prefix + "reports", "--dead-letters-topic", prefix + "letters"),
     ]
-    return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, timeout=60)
+    environ = {**os.environ, **settings}
+    return await asyncio.to_thread(
+        subprocess.run, command, env=environ, capture_output=True, text=True, check=False, timeout=60
+    )
 
 
 async def make_topics(bootstrap: str, prefix: str) -> None:
@@ -81,7 +85,7 @@ async def test_what_an_ended_process_left_is_published(kafka_bootstrap: str, top
     unusable = Push(RECEIVED_MS, Route.BATCH, 1, b"{", Reason.NOT_JSON)
     await (await spool_of(tmp_path, batch(*range(30)), unusable, batch(30))).close()
 
-    done = await run_drain(tmp_path, kafka_bootstrap, topic_prefix, "--reports-max", "1")
+    done = await run_drain(tmp_path, kafka_bootstrap, topic_prefix, DLR_REPORTS_MAX="1")
 
     assert (done.returncode, done.stdout) == (
         0,

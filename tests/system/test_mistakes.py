@@ -135,7 +135,7 @@ def test_an_occupied_admin_port_that_was_chosen_is_a_mistake(
             _, error = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 2
-    assert errors(error) == [f"error: admin port 127.0.0.1:{port} is taken"]
+    assert errors(error) == [f"error: admin port 127.0.0.1:{port} is taken (DLR_ADMIN_PORT)"]
 
 
 @pytest.mark.parametrize(

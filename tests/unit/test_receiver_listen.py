@@ -20,7 +20,7 @@ def test_a_taken_port_names_itself() -> None:
     """One clear sentence."""
     with open_listener("127.0.0.1", 0, {}) as first:
         port = first.getsockname()[1]
-        with pytest.raises(UsageError, match=rf"^callback port 127\.0\.0\.1:{port} is taken$"):
+        with pytest.raises(UsageError, match=rf"^callback port 127\.0\.0\.1:{port} is taken \(DLR_HTTP_PORT\)$"):
             open_listener("127.0.0.1", port, {})
 
 
@@ -57,7 +57,7 @@ async def test_a_port_that_is_let_go_soon_is_waited_for() -> None:
 async def test_a_port_that_stays_taken_is_not_waited_for_long() -> None:
     """Then it is somebody else's."""
     watch = Watch(lambda: None)
-    with open_listener("127.0.0.1", 0, {}) as first, pytest.raises(UsageError, match=r"is taken$"):
+    with open_listener("127.0.0.1", 0, {}) as first, pytest.raises(UsageError, match=r"is taken \(DLR_HTTP_PORT\)$"):
         await await_listener("127.0.0.1", first.getsockname()[1], {}, watch)
 
     assert BIND_PATIENCE_S <= watch.now_s < 2 * BIND_PATIENCE_S
@@ -65,7 +65,7 @@ async def test_a_port_that_stays_taken_is_not_waited_for_long() -> None:
 
 def test_an_unknown_host_names_itself() -> None:
     """One clear sentence."""
-    with pytest.raises(UsageError, match=r"^the callback address no\.such\.host\.invalid is unknown"):
+    with pytest.raises(UsageError, match=r"^the callback address no\.such\.host\.invalid \(DLR_HTTP_HOST\) is unknown"):
         open_listener("no.such.host.invalid", 0, {})
 
 

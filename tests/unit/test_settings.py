@@ -277,6 +277,8 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
     [
         ("DLR_HTTP_PORT", "http", "a whole number at least 0 and at most 65535"),
         ("DLR_HTTP_PORT", "65536", "a whole number at least 0 and at most 65535"),
+        ("DLR_CONNECTIONS_PER_PEER_MAX", "x", "a whole number at least 0 and at most 1000000"),
+        ("DLR_CONNECTIONS_PER_PEER_MAX", "99999999", "a whole number at least 0 and at most 1000000"),
         ("DLR_ACK_TIMEOUT_S", "nan", "a number above 0 and at most 31622400"),
         ("DLR_ACK_MODE", "disk", "one of spool-or-kafka, spool, kafka"),
         ("DLR_SPOOL_ALLOW_VOLATILE", "maybe", "true or false"),

@@ -113,18 +113,20 @@ async def test_what_was_refused_does_not_come_back(fs: FaultyFileSystem, opener:
 
 
 async def test_a_full_device_refuses_until_room_comes_back(fs: FaultyFileSystem, opener: Opener) -> None:
-    """ENOSPC is no end: has_room falls, and rises again by itself."""
+    """ENOSPC is no end: has_room falls, and rises again by itself; so does the time until it is full."""
     spool = await opener.spool()
     assert spool.has_room()
     fs.plan = failing(errno.ENOSPC, "allocate", "pwrite")
     with pytest.raises(SpoolFullError):
         await spool.append(a_push())
     await until(lambda: not spool.has_room())
+    assert spool.seconds_until_full == 0
     with pytest.raises(SpoolFullError):
         await spool.append(a_push())
 
     fs.plan = None
     await until(spool.has_room)
+    assert spool.seconds_until_full > 0
     await spool.append(a_push(b"kept"))
     assert await bodies(spool) == [b"kept"]
 
