@@ -80,19 +80,20 @@ async def values(bootstrap: str, topic: str, count: int) -> list[bytes | None]:
 
 
 async def test_what_an_ended_process_left_is_published(kafka_bootstrap: str, topic_prefix: str, tmp_path: Path) -> None:
-    """All of it arrives, whatever the limits are now, the folders are gone, and the status is 0; again: 0, too."""
+    """All of it arrives as it was answered, the folders are gone, and the status is 0; again: 0, too."""
     await make_topics(kafka_bootstrap, topic_prefix)
     unusable = Push(RECEIVED_MS, Route.BATCH, 1, b"{", Reason.NOT_JSON)
-    await (await spool_of(tmp_path, batch(*range(30)), unusable, batch(30))).close()
+    too_many = Push(RECEIVED_MS, Route.BATCH, 1, batch(31, 32).body, Reason.TOO_MANY_REPORTS)
+    await (await spool_of(tmp_path, batch(*range(30)), unusable, too_many, batch(30))).close()
 
     done = await run_drain(tmp_path, kafka_bootstrap, topic_prefix, DLR_REPORTS_MAX="1")
 
     assert (done.returncode, done.stdout) == (
         0,
-        "reports published: 31, dead-lettered: 1, quarantined: 0; folders emptied: 1\n",
+        "reports published: 31, dead-lettered: 2, quarantined: 0; folders emptied: 1\n",
     ), done.stderr
     assert len(set(await values(kafka_bootstrap, topic_prefix + "reports", 31))) == 31
-    assert await values(kafka_bootstrap, topic_prefix + "letters", 1) == [b"{"]
+    assert set(await values(kafka_bootstrap, topic_prefix + "letters", 2)) == {b"{", too_many.body}
     assert folders(RealFileSystem(), tmp_path) == []
     assert (await run_drain(tmp_path, "127.0.0.1:1", topic_prefix)).returncode == 0
 
