@@ -1,4 +1,4 @@
-"""Validate the deployment files: docker-compose.yml, Dockerfile, .dockerignore and the local services' pom.xml.
+"""Validate the deployment files: compose, Dockerfile, the local services' pom.xml, systemd units, alert rules.
 
 Run by `make check`. One line per finding; exit status 1 if there is any. Needs no engine and no network.
 """
@@ -26,10 +26,22 @@ COMPOSE: Final = ROOT / "docker-compose.yml"
 DOCKERFILE: Final = ROOT / "deploy" / "Dockerfile"
 DOCKERIGNORE: Final = ROOT / ".dockerignore"
 POM: Final = ROOT / "deploy" / "local" / "pom.xml"
+UNITS: Final = ROOT / "deploy" / "systemd"
+ALERTS: Final = ROOT / "deploy" / "alerts.yml"
+CONTRACT: Final = ROOT / "docs" / "contract.md"
+OPERATIONS: Final = ROOT / "docs" / "operations.md"
 
 MODELS: Final[Mapping[str, type[Settings]]] = {"ingest": IngestSettings, "consumers": ConsumersSettings}
 ONE_SHOT: Final = {"topics"}
 NEEDED: Final = {"kafka", "topics", "receiver", "assembler", "postgres", "sink"}
+INSTANCES: Final = {"dlrflow-receive": "", "dlrflow-assemble@": "9471", "dlrflow-sink@": "postgres"}
+HARDENING: Final = {
+    "NoNewPrivileges": "yes",
+    "ProtectSystem": "strict",
+    "ProtectHome": "yes",
+    "CapabilityBoundingSet": "",
+}
+METRIC: Final = re.compile(r"\bdlrflow_[a-z_]+")
 PINNED_IMAGE: Final = re.compile(r"[a-z0-9./-]+:\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?")
 PINNED_VERSION: Final = re.compile(r"\d+(\.\d+)+")
 ADDRESS: Final = re.compile(r"https?://")
@@ -41,7 +53,7 @@ Findings = Iterator[str]
 
 def main() -> int:
     """Print every finding; return the exit status."""
-    findings = [finding for check in (compose_schema, compose_file, dockerfile_file, pom_file) for finding in check()]
+    findings = [finding for check in CHECKS for finding in check()]
     for finding in findings:
         print(finding, file=sys.stderr)
     if not findings:
@@ -231,6 +243,86 @@ def pom(root: ET.Element) -> Findings:
         if root.find(f".//m:{kind}", POM_NAMESPACE) is not None:
             yield f"names a {kind}"
 
+
+Unit = Mapping[str, Sequence[str]]
+
+
+def unit_files() -> Findings:
+    """Read the systemd units and check each."""
+    found = {file.stem for file in UNITS.glob("*.service")}
+    for name in sorted(INSTANCES.keys() ^ found):
+        yield f"systemd: {name} is missing or unknown"
+    for name in sorted(INSTANCES.keys() & found):
+        text = (UNITS / f"{name}.service").read_text().replace("%i", INSTANCES[name])
+        yield from (f"systemd: {name}: {finding}" for finding in unit(directives(text)))
+
+
+def directives(text: str) -> Unit:
+    """The values of each directive of a unit, in order, whatever its section."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        name, given, value = line.partition("=")
+        if given and not line.startswith(("#", ";")):
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def unit(found: Unit) -> Findings:
+    """Check that a service starts a command of the product, may end in time, keeps what it writes and may do little."""
+    words = found.get("ExecStart", [""])[-1].split()
+    environ = dict(pair.split("=", 1) for pair in found.get("Environment", ()))
+    if words[1:2] != ["-m"] or words[2] not in MODELS:
+        yield f"command {' '.join(words)} is not one of the product"
+        return
+    try:
+        values = load(MODELS[words[2]], Surface(prefix=PREFIX, fields=all_fields()), environ=environ)
+    except UsageError as error:
+        yield str(error)
+        return
+    grace_s = getattr(values, "shutdown_grace_s", all_fields()["shutdown_grace_s"].default)
+    if float(found.get("TimeoutStopSec", ["0"])[-1]) <= grace_s:
+        yield f"is killed before DLR_SHUTDOWN_GRACE_S ({grace_s:g} s) has passed"
+    if "2" not in found.get("RestartPreventExitStatus", [""])[-1].split():
+        yield "starts again and again with a wrong setting"
+    kept = f"/var/lib/{found.get('StateDirectory', [''])[-1]}"
+    for name, value in environ.items():
+        if name.endswith(("_DIR", "_PATH")) and not value.startswith(kept):
+            yield f"{name}={value} is not in its StateDirectory"
+    if found.get("User", ["root"])[-1] == "root":
+        yield "runs as root"
+    for name, value in HARDENING.items():
+        if found.get(name) != [value]:
+            yield f"{name} is not {value or 'empty'}"
+
+
+def alerts_file() -> Findings:
+    """Read the alert rules and check them."""
+    known = set(METRIC.findall(CONTRACT.read_text().partition("## 12. ")[2]))
+    explained = set(METRIC.findall(OPERATIONS.read_text()))
+    yield from alerts(yaml.safe_load(ALERTS.read_text()), known, explained)
+
+
+def alerts(rules: Mapping[str, Any], known: set[str], explained: set[str]) -> Findings:
+    """Check that each rule asks for metrics that there are, and that somebody is told what to do.
+
+    Args:
+        rules: the parsed file.
+        known: the metrics of the contract.
+        explained: those of which docs/operations.md speaks.
+    """
+    for rule in (rule for group in rules["groups"] for rule in group["rules"]):
+        name, metrics = rule["alert"], set(METRIC.findall(rule["expr"]))
+        for metric in sorted(metrics - known):
+            yield f"alerts: {name}: docs/contract.md knows no {metric}"
+        for metric in sorted((metrics & known) - explained):
+            yield f"alerts: {name}: docs/operations.md does not say what to do about {metric}"
+        if rule.get("labels", {}).get("severity") not in {"page", "ticket"}:
+            yield f"alerts: {name}: has no severity"
+        if not rule.get("annotations", {}).get("summary"):
+            yield f"alerts: {name}: has no summary"
+
+
+CHECKS: Final = (compose_schema, compose_file, dockerfile_file, pom_file, unit_files, alerts_file)
 
 if __name__ == "__main__":
     sys.exit(main())
