@@ -6,6 +6,10 @@ Honest senders push at a fixed rate, half of them over a connection each, as the
 the time of a push counts from the moment at which it was due. Each round measures them alone and then beside each kind
 of `tests.bench.slow_kinds`, whose connections come from many addresses, so that the bound for one address does not
 help; and once from a single one. What counts is the median over the rounds of the ratio to the same round's baseline.
+
+The slow senders stand on other machines in truth. Here they share ours, so they are niced, and what each side took of
+the cores is told beside the times: where the receiver took a fraction of one core and others the rest, the times are
+those of a machine that is too small, not of the receiver.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
+import psutil
 import uvloop
 
 from deploy.local.product import COMMANDS, RECEIVER, REPOSITORY, Product
@@ -43,6 +48,7 @@ SETTLE_S: Final = 3.0
 """After a kind has begun, before anything is measured: its connections come in bursts."""
 
 ADDRESSES: Final = 2000
+CORES: Final = ("cores_receiver", "cores_slow", "cores_elsewhere")
 _SAMPLE = re.compile(r'^dlrflow_limited_total\{limit="([a-z-]+)"\} ([0-9.e+]+)$', re.MULTILINE)
 
 
@@ -134,8 +140,8 @@ def _request(number: int, connection: str) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def besieged(kind: str, connections: int, port: int, addresses: int) -> AsyncIterator[None]:
-    """Slow senders of a kind, in a process of their own, for as long as the block lasts."""
+async def besieged(kind: str, connections: int, port: int, addresses: int) -> AsyncIterator[int]:
+    """Slow senders of a kind, in a process of their own whose id this gives, for as long as the block lasts."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -151,7 +157,7 @@ async def besieged(kind: str, connections: int, port: int, addresses: int) -> As
     assert process.stdout is not None
     try:
         await process.stdout.readline()
-        yield
+        yield process.pid
         if process.returncode is not None:
             raise RuntimeError(f"the slow senders ended by themselves, with status {process.returncode}")
     finally:
@@ -177,6 +183,17 @@ def connections_open(product: Product) -> int:
     return int(float(said[1])) if said else 0
 
 
+def worked_s(pids: list[int]) -> list[float]:
+    """CPU seconds: of the whole machine, of this process, and of each other one with its children."""
+    machine = psutil.cpu_times()
+    found = [machine.user + machine.nice + machine.system + machine.irq + machine.softirq, time.process_time()]
+    for pid in pids:
+        root = psutil.Process(pid)
+        times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
+        found.append(sum(each.user + each.system for each in times))
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What is measured."""
@@ -193,16 +210,20 @@ async def one(product: Product, port: int, kind: str, plan: Plan) -> dict[str, A
     """Honest senders beside a kind of others, or alone (`none`)."""
     before = limited(product)
     name, _, single = kind.partition(" ")
+    pids = [product.pid(RECEIVER)]
     async with contextlib.AsyncExitStack() as stack:
         if kind != "none":
             addresses = 1 if single else ADDRESSES
-            await stack.enter_async_context(besieged(name, plan.connections, port, addresses))
+            pids.append(await stack.enter_async_context(besieged(name, plan.connections, port, addresses)))
             await asyncio.sleep(plan.settle_s)
+        before_s, began = worked_s(pids), time.perf_counter()
         honest = Honest(port, plan.rate)
         await honest.push_for(plan.round_s)
+        lasted_s, after_s = time.perf_counter() - began, worked_s(pids)
         held = await asyncio.to_thread(connections_open, product)
     after = limited(product)
     both = honest.times_s[True] + honest.times_s[False]
+    cores = [(now - then) / lasted_s for now, then in zip(after_s, before_s, strict=True)]
     return {
         "kind": kind,
         "pushes": len(both),
@@ -212,6 +233,9 @@ async def one(product: Product, port: int, kind: str, plan: Plan) -> dict[str, A
         "p99_new_ms": percentile_ms(honest.times_s[True], 0.99),
         "p99_kept_ms": percentile_ms(honest.times_s[False], 0.99),
         "connections": held,
+        "cores_receiver": round(cores[2], 2),
+        "cores_slow": round(sum(cores[3:]), 2),
+        "cores_elsewhere": round(max(0.0, cores[0] - sum(cores[1:])), 2),
         "limited": {
             limit: count - before.get(limit, 0) for limit, count in after.items() if count != before.get(limit)
         },
@@ -242,7 +266,7 @@ def summary(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
     lines = []
     for kind in kinds:
         of_kind = [found for found in figures if found["kind"] == kind]
-        names = ("p50_ms", "p99_ms", "p99_new_ms", "p99_kept_ms", "ratio", "connections")
+        names = ("p50_ms", "p99_ms", "p99_new_ms", "p99_kept_ms", "ratio", "connections", *CORES)
         line: dict[str, Any] = {name: statistics.median(found[name] for found in of_kind) for name in names}
         line |= {
             "kind": kind,
@@ -266,6 +290,7 @@ def told(where: dict[str, Any], plan: Plan, lines: list[dict[str, Any]]) -> str:
             f"{line['p99_kept_ms']:.1f}",
             f"{line['pushes']} / {line['failures']}",
             int(line["connections"]),
+            " / ".join(f"{line[name]:.2f}" for name in CORES),
             line["limited"],
         )
         for line in lines
@@ -279,6 +304,7 @@ def told(where: dict[str, Any], plan: Plan, lines: list[dict[str, Any]]) -> str:
         "p99 kept",
         "200 / other",
         "open at the end",
+        "cores: receiver / slow / elsewhere",
         "limits reached",
     )
     return (
