@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,58 @@ def test_a_broken_pom_is_found(old: str, new: str, finding: str) -> None:
     root = ET.fromstring(text.replace(old, new).encode())  # noqa: S314 - our own file
 
     assert any(finding in line for line in validate.pom(root))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "finding"),
+    [
+        ("-m ingest receive", "-m http.server", "is not one of the product"),
+        ("DLR_ADMIN_PORT=9464", "DLR_ADMIN_PROT=9464", "DLR_ADMIN_PROT"),
+        ("TimeoutStopSec=30", "TimeoutStopSec=20", "is killed before DLR_SHUTDOWN_GRACE_S (20 s)"),
+        ("RestartPreventExitStatus=2", "", "again and again with a wrong setting"),
+        ("=/var/lib/dlrflow/spool", "=var/spool", "DLR_SPOOL_DIR=var/spool is not in its StateDirectory"),
+        ("User=dlrflow", "User=root", "runs as root"),
+        ("ProtectSystem=strict", "", "ProtectSystem is not strict"),
+    ],
+)
+def test_a_broken_unit_is_found(old: str, new: str, finding: str) -> None:
+    """Each mistake yields a line that names it."""
+    text = (validate.UNITS / "dlrflow-receive.service").read_text()
+    assert old in text
+
+    findings = list(validate.unit(validate.directives(text.replace(old, new))))
+
+    assert any(finding in line for line in findings)
+
+
+@pytest.mark.parametrize(
+    ("changed", "finding"),
+    [
+        ({"expr": "dlrflow_spool_age_seconds > 1"}, "docs/contract.md knows no dlrflow_spool_age_seconds"),
+        ({"expr": "dlrflow_connections > 1"}, "does not say what to do about dlrflow_connections"),
+        ({"labels": {}}, "has no severity"),
+        ({"annotations": {}}, "has no summary"),
+    ],
+)
+def test_a_broken_alert_is_found(changed: Stack, finding: str) -> None:
+    """Each mistake yields a line that names it."""
+    rule = {"alert": "A", "expr": "up", "labels": {"severity": "page"}, "annotations": {"summary": "text"}} | changed
+    rules = {"groups": [{"name": "g", "rules": [rule]}]}
+
+    findings = list(validate.alerts(rules, known={"dlrflow_connections"}, explained=set()))
+
+    assert any(finding in line for line in findings)
+
+
+def test_the_contract_names_every_metric_of_the_product() -> None:
+    """Neither side has a metric that the other does not know."""
+    sources = [*validate.ROOT.glob("ingest/**/*.py"), *validate.ROOT.glob("consumers/**/*.py")]
+    made = re.findall(
+        r'(counter|gauge|histogram)\(\s*"(dlrflow_[a-z_]+)"',
+        "".join(file.read_text() for file in sources),
+        re.IGNORECASE,
+    )
+    names = {name.removesuffix("_total") + "_total" if kind.lower() == "counter" else name for kind, name in made}
+    names |= {f"dlrflow_{files}_looked_timestamp_seconds" for files in ("auth_keys_file", "tls_files")}
+
+    assert names == set(validate.METRIC.findall(validate.CONTRACT.read_text().partition("## 12. ")[2]))
