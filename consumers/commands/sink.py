@@ -20,7 +20,7 @@ from ingest.runtime.clock import Clock, SystemClock
 from ingest.runtime.errors import ServiceAwayError, UsageError
 from ingest.runtime.kafka import START_PATIENCE_S, TopicAdmin, client_options
 from ingest.runtime.metrics import exposition
-from ingest.runtime.supervise import stop_event_on_signals
+from ingest.runtime.supervise import stop_event_on_signals, survive_hangup
 
 GUARANTEES = {
     "postgres": "every result is stored before its offset is committed, and no revision gives way to a lower one",
@@ -43,7 +43,9 @@ async def deliver(settings: SinkSettings, kind: str, *, create: bool) -> None:
         ServiceAwayError: Kafka or the destination stayed away at the start.
         UsageError: a setting, or the destination, is not as it must be, or a topic does not exist.
     """
-    await serve(settings, kind, create=create, stop=stop_event_on_signals(settings.shutdown_grace_s))
+    stop = stop_event_on_signals(settings.shutdown_grace_s)
+    survive_hangup("what is left out or away is tried again by itself; settings count from the next start")
+    await serve(settings, kind, create=create, stop=stop)
 
 
 async def serve(settings: SinkSettings, kind: str, *, create: bool, stop: asyncio.Event) -> None:

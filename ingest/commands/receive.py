@@ -29,7 +29,7 @@ from ingest.runtime.clock import SystemClock
 from ingest.runtime.errors import CommandError
 from ingest.runtime.kafka import client_options
 from ingest.runtime.metrics import exposition, forget_worker, worker_environment
-from ingest.runtime.supervise import exit_within, failure_before, stop_event_on_signals
+from ingest.runtime.supervise import exit_within, failure_before, stop_event_on_signals, survive_hangup
 from ingest.settings import ReceiveSettings
 
 log = structlog.get_logger(__name__)
@@ -65,6 +65,7 @@ async def receive(settings: ReceiveSettings, environ: Mapping[str, str]) -> None
     options = client_options(settings)
     clock = SystemClock()
     stop = stop_event_on_signals(settings.shutdown_grace_s)
+    survive_hangup("keys and certificates are followed by themselves; other settings count from the next start")
     registry = CollectorRegistry()
     handed = Handover(settings)
 

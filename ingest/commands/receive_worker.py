@@ -297,7 +297,9 @@ async def _main(listener: socket.socket, channel_descriptor: int) -> int:
         logging.getLogger(logs.NOISY).setLevel(logging.CRITICAL)
     loop = asyncio.get_running_loop()
     # A terminal sends SIGINT to all processes of the command: the parent's word counts.
+    # A service manager may do the same with SIGHUP.
     loop.add_signal_handler(signal.SIGINT, lambda: None)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
     loop.add_signal_handler(signal.SIGTERM, channel.stop.set)
     try:
         return await Worker(settings, listener, channel, handed.keys, handed.pairs).work()

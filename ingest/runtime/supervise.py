@@ -87,6 +87,15 @@ def stop_event_on_signals(grace_s: float | None = None, *, status: int = 0) -> a
     return stop
 
 
+def survive_hangup(why: str) -> None:
+    """Let SIGHUP not end the process, whose default that is, from now on, in the running loop.
+
+    Args:
+        why: nothing has to be done for it; logged each time it comes.
+    """
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP changes nothing", why=why))
+
+
 async def failure_before(stop: asyncio.Event, tasks: Iterable[asyncio.Task[Any]]) -> BaseException | None:
     """The first failure of a task, None if `stop` is set before. A task that ends without one is done."""
     stopping = asyncio.create_task(stop.wait())
