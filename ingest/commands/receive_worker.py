@@ -17,6 +17,7 @@ from typing import Any, Final
 import structlog
 from prometheus_client import REGISTRY, values
 
+from ingest.commands.kafka_away import KafkaWatch
 from ingest.commands.receive_tls import tls_files
 from ingest.commands.worker_spool import LateSpool
 from ingest.forward.courier import Courier, ForwardTopics
@@ -115,6 +116,13 @@ class Worker:
             ack_timeout_s=settings.ack_timeout_s,
         )
         self._gauges = SpoolGauges(REGISTRY, self._figures)
+        self._kafka = KafkaWatch(
+            REGISTRY,
+            self._clock,
+            available=self._publisher.available,
+            pending=lambda: self._accounts.pending,
+            keeps=self._durable.has_room,
+        )
         connections_max = descriptors.within_limit(settings.connections_max)
         of_peer = settings.connections_per_peer_max
         proxies = Networks(settings.trusted_proxies)
@@ -257,6 +265,7 @@ class Worker:
     async def _report(self) -> None:
         while True:
             self._gauges.refresh()
+            self._kafka.look()
             self._port.refresh()
             self._channel.say(self._state())
             await self._clock.sleep(HEARTBEAT_S)

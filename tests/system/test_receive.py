@@ -162,6 +162,10 @@ async def test_without_kafka_pushes_are_taken_and_kept(start: Start, http: aioht
     assert await metric(http, admin, "dlrflow_reports_received_total") == 3
     assert await metric(http, admin, 'dlrflow_http_requests_total{path="/batchReport",status="200"}') == 1
     assert await metric(http, admin, "dlrflow_unaccounted_reports") == 0
+    said = await command.said("Kafka confirms nothing: reports wait in the spool and are published when it is back")
+    assert said["pushes"] == "answered 200"
+    async with http.get(f"{admin}/metrics") as response:
+        assert "\ndlrflow_kafka_connected 0.0\n" in await response.text()
     for path, status in [("livez", 200), ("readyz", 200), ("healthz", 200)]:
         async with http.get(f"{admin}/{path}") as response:
             assert response.status == status
