@@ -92,7 +92,7 @@ class Plan:
             self._plan(at_s + self._delay_s(), record)
             if chance.random() < REPEAT_SHARE:
                 self._plan(at_s + self._delay_s(), record)
-        if chance.random() < UNUSABLE_SHARE:
+        if chance.random() < UNUSABLE_SHARE or self.messages == 1:  # a short run has one, too
             self._plan(at_s, self._unusable(message_id))
         return len(self._planned) - before
 
