@@ -37,7 +37,7 @@ COMMIT_TIMEOUT_S = 10.0
 """With the former below the transaction timeout: we give a transaction up before the broker does."""
 
 LOOK_EVERY_S = 5.0
-"""How long the results of a transaction stay unseen at most, and twice that, whose end brokers have left out."""
+"""How often to look: what brokers have left without its end is noticed within twice this time."""
 
 _log = structlog.get_logger(__name__)
 
@@ -268,8 +268,14 @@ class Transactions:
         """
         if self._looking is not None and self._looking.done():
             looked, self._looking = self._looking, None
-            # Brokers that do not tell are asked again.
-            if not looked.cancelled() and looked.exception() is None and not looked.result():
+            failure = None if looked.cancelled() else looked.exception()
+            if failure is not None:
+                _log.warning(
+                    "brokers do not tell whether results can be seen, asking again",
+                    partition=self._partition,
+                    error=f"{type(failure).__name__}: {failure}",
+                )
+            elif not looked.cancelled() and not looked.result():
                 self.let_go()
                 raise DoubtError("brokers have left out the end of what they said is committed")
         now_s = asyncio.get_running_loop().time()

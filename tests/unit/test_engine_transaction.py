@@ -6,8 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError, ProducerFenced
+from aiokafka.errors import (
+    KafkaConnectionError,
+    MessageSizeTooLargeError,
+    ProducerFenced,
+    TopicAuthorizationFailedError,
+)
 
 from consumers.engine import kafka, transaction
 from consumers.engine.cycle import Outgoing
@@ -349,4 +355,25 @@ async def test_a_look_at_what_stands_is_no_doubt(monkeypatch: pytest.MonkeyPatch
     for _ in range(4):
         transactions.look()
         await asyncio.sleep(0)
+    transactions.let_go()
+
+
+async def test_a_look_that_brokers_refuse_is_said_and_no_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A right that was taken away meanwhile: cycles go on, and an operator can read of it."""
+    monkeypatch.setattr(transaction, "LOOK_EVERY_S", 0.0)
+    endings = Told()
+    transactions, _ = await transactions_of(Scripted(), endings=endings)
+
+    async def refuse(*_: Any, **__: Any) -> dict[TopicPartition, int]:
+        raise TopicAuthorizationFailedError("results")
+
+    monkeypatch.setattr(endings, "missing", refuse)
+    with structlog.testing.capture_logs() as lines:
+        transactions.look()
+        await asyncio.sleep(0)
+        transactions.look()
+
+    assert [line["log_level"] for line in lines] == ["warning"]
+    assert "TopicAuthorizationFailedError" in lines[0]["error"]
+    assert await transactions.commit(*a_cycle()) == [100, 101]
     transactions.let_go()
